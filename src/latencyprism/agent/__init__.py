@@ -1,0 +1,1 @@
+"""The only code that ever runs inside a target, and the assembly of it into one text."""

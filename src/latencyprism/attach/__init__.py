@@ -1,0 +1,1 @@
+"""Finding a target process, getting into a live interpreter and out again, and what that needs."""

@@ -1,0 +1,1 @@
+"""How long a step should take, given its workload; learned online."""

@@ -1,0 +1,1 @@
+"""A pure-Python bpf(2) loader, prebuilt programs, uprobes and scheduler tracepoints."""

@@ -1,0 +1,1 @@
+"""Tests on the residual of a step, alert levels, incidents."""

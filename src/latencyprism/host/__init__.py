@@ -1,0 +1,1 @@
+"""/proc, PSI, cgroups and clocks of the machine."""

@@ -1,0 +1,1 @@
+"""The anomaly toolkit: bounded, reversible faults."""

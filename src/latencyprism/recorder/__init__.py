@@ -1,0 +1,1 @@
+"""The flight ring, the capture file, the Perfetto writer."""

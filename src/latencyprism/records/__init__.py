@@ -1,0 +1,12 @@
+"""The nouns that flow: Step, Span, Counter, Alert, Verdict, and the layout of the shared ring."""
+
+from latencyprism.records.alert import Alert
+from latencyprism.records.span import Counter, Span
+from latencyprism.records.step import NULL, PHASES, STEP_COLUMNS, STEP_DTYPE, Step
+from latencyprism.records.verdict import CAUSES, Evidence, Ranked, Verdict
+from latencyprism.records.window import StepSource, Window
+
+__all__ = [
+    "CAUSES", "NULL", "PHASES", "STEP_COLUMNS", "STEP_DTYPE",
+    "Alert", "Counter", "Evidence", "Ranked", "Span", "Step", "StepSource", "Verdict", "Window",
+]  # fmt: skip

@@ -1,0 +1,34 @@
+"""Window: what was seen in one stretch of time; what sources hand over, the flight recorder keeps and
+diagnosis compares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from latencyprism.records.span import Counter, Span
+from latencyprism.records.step import Step
+
+
+@dataclass(slots=True)
+class Window:
+    """Records in order of time within each list."""
+
+    steps: list[Step] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+    counters: list[Counter] = field(default_factory=list)
+
+
+class StepSource(Protocol):
+    """A probe that turns one replica into steps. ``fileno`` becomes readable when there may be something
+    to ``poll`` (None: poll on a timer). ``lost`` counts records known to have been lost."""
+
+    engine: str
+    pids: tuple[int, ...]
+    lost: int
+
+    def fileno(self) -> int | None: ...
+
+    def poll(self) -> Window: ...
+
+    def close(self) -> None: ...

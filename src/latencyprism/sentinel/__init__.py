@@ -1,0 +1,1 @@
+"""Wires attach, timeline, baseline, detector, recorder and diagnosis for one machine."""

@@ -1,0 +1,1 @@
+"""Objectives, forecast and burn rate."""

@@ -1,0 +1,1 @@
+"""Clock domains, and the assembly of what probes saw into steps and their phases."""
