@@ -1,0 +1,100 @@
+"""Counters of the whole machine: CPUs, pressure, memory reclaim, load, clock frequency."""
+
+from __future__ import annotations
+
+import glob
+import os
+
+from latencyprism.host.held import HeldFile, parse_table
+from latencyprism.records import Counter
+
+TRACK = ("machine",)
+_PRESSURE = "/proc/pressure/"
+_SLOW_EVERY = 10
+"""/proc/vmstat and the frequency files cost the most and change the slowest: every tenth sample."""
+
+
+def parse_pressure(data: bytes) -> dict[str, int]:
+    """``{"some": ns, "full": ns}`` from a /proc/pressure file."""
+    found = {}
+    for line in data.decode("ascii", "replace").splitlines():
+        kind, _, rest = line.partition(" ")
+        total = rest.rpartition("total=")[2]
+        if kind in ("some", "full") and total.isdigit():
+            found[kind] = int(total) * 1000
+    return found
+
+
+def parse_cpu_lines(data: bytes) -> dict[int, list[int]]:
+    """CPU number -> ticks (user, nice, system, idle, iowait, irq, softirq, steal, …) from /proc/stat."""
+    cpus: dict[int, list[int]] = {}
+    for line in data.splitlines():
+        if not line.startswith(b"cpu"):
+            break
+        words = line.split()
+        if words[0] != b"cpu" and words[0][3:].isdigit() and all(word.isdigit() for word in words[1:]):
+            cpus[int(words[0][3:])] = [int(word) for word in words[1:]]
+    return cpus
+
+
+class MachineCounters:
+    """``sample`` appends readings on the track ``("machine",)``; see ``HostSampler``."""
+
+    def __init__(self) -> None:
+        self._ns_per_tick = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+        self._stat, self._load = HeldFile("/proc/stat"), HeldFile("/proc/loadavg")
+        self._vmstat = HeldFile("/proc/vmstat")
+        self._pressure = {kind: HeldFile(_PRESSURE + kind) for kind in ("cpu", "io", "memory")}
+        paths = glob.glob("/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq")
+        self._frequency = {int(path.split("/")[5][3:]): HeldFile(path) for path in paths}
+        # Each CPU's line is at most ~100 bytes; the interrupt lines after them are dear and not wanted.
+        self._stat_bytes = 128 * ((os.cpu_count() or 1) + 1)
+        self._samples = 0
+
+    def missing(self) -> list[str]:
+        wanted = [
+            ("CPU time per CPU", self._stat),
+            ("load average", self._load),
+            ("memory reclaim counters", self._vmstat),
+            *((f"{kind} pressure (PSI)", held) for kind, held in self._pressure.items()),
+        ]
+        lost = [f"{what}: {held.why or 'empty'}" for what, held in wanted if not held.read(256)]
+        if not any(held.read(64) for held in self._frequency.values()):
+            lost.append("CPU frequency: this kernel offers no cpufreq")
+        return lost
+
+    def sample(self, now_ns: int, out: list[Counter]) -> None:
+        for cpu, ticks in parse_cpu_lines(self._stat.read(self._stat_bytes) or b"").items():
+            if len(ticks) < 8:
+                continue
+            # Guest time is already within user time.
+            busy = ticks[0] + ticks[1] + ticks[2] + ticks[5] + ticks[6]
+            for name, value in (("busy", busy), ("steal", ticks[7]), ("iowait", ticks[4])):
+                out.append(Counter(TRACK, f"cpu{cpu}_{name}_ns", now_ns, value * self._ns_per_tick, "ns"))
+        for kind, held in self._pressure.items():
+            for level, total_ns in parse_pressure(held.read(512) or b"").items():
+                out.append(Counter(TRACK, f"psi_{kind}_{level}_ns", now_ns, total_ns, "ns"))
+        words = (self._load.read(128) or b"").replace(b"/", b" ").split()
+        if len(words) >= 5:
+            out.append(Counter(TRACK, "load1", now_ns, float(words[0]), "threads"))
+            out.append(Counter(TRACK, "running_threads", now_ns, int(words[3]), "threads"))
+        if self._samples % _SLOW_EVERY == 0:
+            self._sample_slow(now_ns, out)
+        self._samples += 1
+
+    def _sample_slow(self, now_ns: int, out: list[Counter]) -> None:
+        table = parse_table(self._vmstat.read() or b"")
+        if b"pgscan_direct" in table:
+            out.append(Counter(TRACK, "direct_reclaim_pages", now_ns, table[b"pgscan_direct"], "pages"))
+        stalls = [value for key, value in table.items() if key.startswith(b"allocstall")]
+        if stalls:
+            out.append(Counter(TRACK, "allocation_stalls", now_ns, sum(stalls)))
+        for cpu, held in self._frequency.items():
+            text = (held.read(64) or b"").strip()
+            if text.isdigit():
+                out.append(Counter(TRACK, f"cpu{cpu}_frequency_khz", now_ns, int(text), "kHz"))
+
+    def close(self) -> None:
+        held = (self._stat, self._load, self._vmstat, *self._pressure.values(), *self._frequency.values())
+        for each in held:
+            each.close()
