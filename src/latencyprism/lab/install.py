@@ -147,7 +147,9 @@ def _build(engine: EngineName, pin: dict[str, Any], where: Path) -> None:
         check=False,
     )
     seconds = time.monotonic() - began
-    (where / _MARKER).write_text(json.dumps({"engine": engine, "seconds": round(seconds, 1), "pins": pin}) + "\n")
+    (where / _MARKER).write_text(
+        json.dumps({"engine": engine, "seconds": round(seconds, 1), "pins": pin}) + "\n"
+    )
     _say(engine, f"ready after {seconds:.0f} s")
 
 
@@ -196,7 +198,9 @@ def _write_alias(python: str, alias: dict[str, str]) -> None:
     )
     info = Path(answer.stdout.strip()) / f"{alias['name']}-{alias['version']}.dist-info"
     info.mkdir(exist_ok=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {alias['name']}\nVersion: {alias['version']}\n")
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {alias['name']}\nVersion: {alias['version']}\n"
+    )
     (info / "RECORD").write_text("")
 
 

@@ -85,11 +85,24 @@ def _transformers(env: EngineEnv, model: Path, port: int, options: Options) -> L
     environ = {**_QUIET, "OMP_NUM_THREADS": str(options.threads), **options.environ}
     kv_tokens = options.kv_tokens or options.slots * options.context
     block = 32
-    command = [str(env.command("transformers")), "serve", str(model), "--host", "127.0.0.1", "--port", str(port)]
+    command = [
+        str(env.command("transformers")),
+        "serve",
+        str(model),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     command += ["--device", "cpu", "--dtype", "float32", "--attn-implementation", "sdpa"]
     command += ["--continuous-batching", "--cb-block-size", str(block)]
-    command += ["--cb-num-blocks", str(-(-kv_tokens // block)), "--cb-max-batch-tokens", str(options.batch_tokens)]
-    return Launch([*command, *options.arguments], environ, str(model), stop_s=5)
+    command += [
+        "--cb-num-blocks",
+        str(-(-kv_tokens // block)),
+        "--cb-max-batch-tokens",
+        str(options.batch_tokens),
+    ]
+    return Launch([*command, *options.arguments], environ, str(model), stop_s=2)
 
 
 def _llama_cpp(env: EngineEnv, model: Path, port: int, options: Options) -> Launch:
