@@ -1,1 +1,7 @@
-"""How long a step should take, given its workload; learned online."""
+"""latency = f(workload), learned online: what a step should have taken, given what it had to do."""
+
+from latencyprism.baseline.expectation import Expectation
+from latencyprism.baseline.step_time import StepTime
+from latencyprism.baseline.work import Work, work_of
+
+__all__ = ["Expectation", "StepTime", "Work", "work_of"]

@@ -1,0 +1,121 @@
+"""Expected step time, learned online: decode line + prefill line, each corrected by cells.
+
+A step's time is ``decode(batch, context) + prefill(tokens, attention work)``. Decode-only steps teach the
+first part, mixed steps the second on top of the first, and prefill-only steps have a line of their own
+(there is no decode part to ride on). Times are ms; any unit would do.
+"""
+
+from __future__ import annotations
+
+from math import exp, log, sqrt
+
+from latencyprism.baseline.cells import CorrectedLine
+from latencyprism.baseline.expectation import Expectation
+from latencyprism.baseline.work import Work, work_of
+from latencyprism.records.step import Step
+
+COLD, COLD_STEPS = 0.30, 40.0
+NEW_BATCH, NEW_CONTEXT, FAMILIAR = 0.08, 0.012, 20.0
+NEW_PREFILL, PREFILL_FAMILIAR = 0.50, 4.0
+UNKNOWN = 2.0
+LEVERAGE = 0.04
+"""Allowance per square root of leverage: twice the 2 % by which real step times bend away from a line."""
+MOST = 2.0
+CLIP, CLIP_NEW = 0.10, 0.35
+"""A step moves what is learned by at most this log-ratio."""
+
+
+class StepTime:
+    """The model of one replica. ``expect`` never changes it, ``learn`` does."""
+
+    __slots__ = ("decode", "mixed", "prefill", "steps")
+
+    def __init__(self) -> None:
+        self.decode = CorrectedLine()
+        self.mixed = CorrectedLine()
+        self.prefill = CorrectedLine()
+        self.steps = 0
+
+    def expect(self, step: Step) -> Expectation | None:
+        """Expectation for a step; None if it scheduled nothing or nothing at all is known yet."""
+        work = work_of(step)
+        return None if work is None else self.expect_work(work)
+
+    def expect_work(self, work: Work) -> Expectation | None:
+        if not self.steps:
+            return None
+        found = Expectation()
+        slack = COLD / (1.0 + self.steps / COLD_STEPS)
+        total, known = 0.0, True
+        if work.decode:
+            part = self.decode
+            total = part.at(work.batch, work.context, work.batch_key, work.context_key)
+            if total <= 0.0 and not work.prefill:
+                return None
+            line = part.line
+            unit = line.unit
+            found.base_ms, found.batch_ms = line.a * unit, line.b * work.batch * unit
+            found.context_ms = line.c * work.context * unit
+            found.cells_ms = total - found.base_ms - found.batch_ms - found.context_ms
+            slack += NEW_BATCH / (1.0 + part.coarse_count / FAMILIAR)
+            slack += NEW_CONTEXT / (1.0 + part.fine_count / FAMILIAR)
+            if part.fine_count < FAMILIAR:
+                reach = line.leverage(work.batch, work.context)
+                weight = unit / total if total > 0.0 else 1.0
+                slack += LEVERAGE * weight * sqrt(reach) * (1.0 - part.fine_count / FAMILIAR)
+            known = part.coarse_count >= FAMILIAR
+        if work.prefill:
+            part = self.mixed if work.decode else self.prefill
+            extra = part.at(work.tokens, work.attention, work.tokens_key, work.attention_key)
+            if extra <= 0.0 and total <= 0.0:
+                return None
+            line = part.line
+            unit = line.unit
+            found.base_ms += line.a * unit
+            found.prefill_ms = line.b * work.tokens * unit
+            found.attention_ms = line.c * work.attention * unit
+            found.cells_ms += extra - line.a * unit - found.prefill_ms - found.attention_ms
+            total += extra
+            share = extra / total if extra > 0.0 else 1.0
+            slack += share * NEW_PREFILL / (1.0 + part.fine_count / PREFILL_FAMILIAR)
+            slack += share * UNKNOWN / (1.0 + line.rows / PREFILL_FAMILIAR)
+            if part.fine_count < FAMILIAR:
+                reach = line.leverage(work.tokens, work.attention)
+                slack += LEVERAGE * (unit or total) / total * sqrt(reach) * (1.0 - part.fine_count / FAMILIAR)
+            known = known and part.coarse_count >= PREFILL_FAMILIAR and line.rows > FAMILIAR
+        found.ms = total
+        found.allowance = slack if slack < MOST else MOST
+        found.known = known
+        return found
+
+    def learn(self, work: Work, observed_ms: float, spread: float = 0.0) -> None:
+        """One trusted observation > 0. ``spread``: sd of the stream's own log residuals; what lies beyond
+        it is shortened before it is learned."""
+        known = self.expect_work(work)
+        value = observed_ms
+        if known is not None and self.steps > 10:
+            clip = max(CLIP if known.known else CLIP_NEW, 3.0 * spread)
+            if not known.known:
+                clip += 2.0 * known.allowance
+            ratio = log(observed_ms / known.ms)
+            if ratio > clip:
+                value = known.ms * exp(clip)
+            elif ratio < -clip:
+                value = known.ms * exp(-clip)
+        self.steps += 1
+        if not work.prefill:
+            if not self.decode.line.rows:
+                # Until now mixed steps had to carry the decode part as well.
+                self.mixed = CorrectedLine()
+            self.decode.learn(work.batch, work.context, work.batch_key, work.context_key, value)
+        elif not work.decode:
+            self.prefill.learn(work.tokens, work.attention, work.tokens_key, work.attention_key, value)
+        else:
+            base = self.decode.at(work.batch, work.context, work.batch_key, work.context_key)
+            extra = max(value - base, 0.02 * value)
+            self.mixed.learn(work.tokens, work.attention, work.tokens_key, work.attention_key, extra, value)
+
+    def rescale(self, factor: float) -> None:
+        """Multiply every expectation, as after a change of version or hardware."""
+        for part in (self.decode, self.mixed, self.prefill):
+            part.rescale(factor)

@@ -1,0 +1,53 @@
+"""Two one-sided CUSUMs for one alert level: a fast one for clear shifts, a slow one for mild and creeping
+ones."""
+
+from __future__ import annotations
+
+from latencyprism.detect.settings import Level
+
+
+class ShiftTest:
+    """Sums of excess over slack. ``onset`` is the step at which the running sum left zero."""
+
+    __slots__ = ("fast", "fast_onset", "level", "onset", "slow", "slow_onset")
+
+    def __init__(self, level: Level) -> None:
+        self.level = level
+        self.fast = self.slow = 0.0
+        self.fast_onset = self.slow_onset = self.onset = 0
+
+    def feed(self, fast: float, slow: float, far: float, variance: float, cap: float, step: int) -> bool:
+        """``fast``, ``slow``: residual less allowance, clipped for each sum; ``far``, ``variance``: the
+        stream's drift and long-run variance. True if a sum is above its limit.
+
+        Limits follow Siegmund's Brownian approximation of the CUSUM's run length,
+        ARL ~ exp(2 x slack x limit / variance), solved for the limit.
+        """
+        level = self.level
+        by_drift = level.slack_drift * far
+        slack = level.fast_slack if level.fast_slack > by_drift else by_drift
+        need = level.rarity * variance / (2.0 * slack)
+        limit = level.fast_limit if level.fast_limit > need else need
+        if self.fast <= 0.0:
+            self.fast_onset = step
+        total = self.fast + fast - slack
+        top = cap * limit
+        self.fast = 0.0 if total < 0.0 else top if total > top else total
+        fired = self.fast > limit
+        if fired:
+            self.onset = self.fast_onset
+        slack = level.slow_slack if level.slow_slack > by_drift else by_drift
+        need = level.rarity * variance / (2.0 * slack)
+        limit = level.slow_limit if level.slow_limit > need else need
+        if self.slow <= 0.0:
+            self.slow_onset = step
+        total = self.slow + slow - slack
+        top = cap * limit
+        self.slow = 0.0 if total < 0.0 else top if total > top else total
+        if self.slow > limit and not fired:
+            self.onset = self.slow_onset
+            return True
+        return fired
+
+    def reset(self) -> None:
+        self.fast = self.slow = 0.0

@@ -1,0 +1,225 @@
+"""The online detector: expectation, tests, incidents, and what may be learned when."""
+
+from __future__ import annotations
+
+from collections import deque
+from math import exp, log
+
+from latencyprism.baseline import Expectation, StepTime, Work, work_of
+from latencyprism.detect.cusum import ShiftTest
+from latencyprism.detect.firing import Firing
+from latencyprism.detect.noise import Noise
+from latencyprism.detect.settings import Settings
+from latencyprism.records.step import Step
+
+MEMORABLE = 50
+"""Residuals kept for ``ack``."""
+BREAK_NS = 10_000_000_000
+"""A longer hole is a break in the record or a silence, which is told by another alert."""
+
+
+class Detector:
+    """One replica's stream, step by step. ``last``: the expectation of the step just observed (None if it
+    could not be judged). Not thread-safe."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or Settings()
+        self.model = StepTime()
+        self.noise = Noise()
+        self.last: Expectation | None = None
+        self.steps = 0
+        self.incident = 0
+        self.incident_open = False
+        self.paging = False
+        self._evidence = ShiftTest(self.settings.evidence)
+        self._page = ShiftTest(self.settings.page)
+        self._held: deque[tuple[Work, float]] = deque()
+        self._recent: deque[float] = deque(maxlen=MEMORABLE)
+        self._calm = 0
+        self._stalled = False
+        self._gap = 0.0
+        self._faster = 0
+        self._faster_sum = 0.0
+
+    def observe(self, step: Step) -> Firing | None:
+        """Judge a step, then learn from it. Returns a firing if a test is above its limit at this step."""
+        observed = (step.end_ns - step.start_ns) / 1e6
+        work = work_of(step) if observed > 0.0 else None
+        if work is None:
+            self.last = None
+            return None
+        self.steps += 1
+        found = self.last = self.model.expect_work(work)
+        if found is None:
+            self.model.learn(work, observed)
+            return None
+        noise = self.noise
+        residual = log(observed / found.ms)
+        offset = noise.offset()
+        stretch = log((observed + self._idle_ms(step, work)) / found.ms) - offset
+        firing = self._judge(step.step, observed, work, found, residual, stretch, offset)
+        found.drift = offset
+        found.ms *= exp(offset)
+        self._learn(work, observed, found, residual, stretch, firing)
+        return firing
+
+    def _idle_ms(self, step: Step, work: Work) -> float:
+        """Engine idle before the step beyond its custom, where requests were waiting for it: one that
+        decodes in this step was alive before it, a new one may have arrived just now."""
+        gap_ns = step.gap_ns
+        if gap_ns is None or not work.decode or not 0 <= gap_ns < BREAK_NS:
+            return 0.0
+        gap = gap_ns / 1e6
+        usual = self._gap
+        top = 4.0 * usual + 0.05
+        self._gap = usual + ((gap if gap < top else top) - usual) * 0.02
+        return gap - usual if gap > usual else 0.0
+
+    def _judge(
+        self,
+        number: int,
+        observed: float,
+        work: Work,
+        found: Expectation,
+        residual: float,
+        stretch: float,
+        offset: float,
+    ) -> Firing | None:
+        settings, noise = self.settings, self.noise
+        allowance = found.allowance
+        if work.prefill and noise.prefill > noise.d_near:
+            allowance += 2.0 * (noise.prefill - noise.d_near)
+        over = stretch - allowance
+        evidence, page = settings.evidence, settings.page
+        limit = noise.stall_limit(evidence.stall_rarity)
+        stall = over > (evidence.stall_floor if evidence.stall_floor > limit else limit)
+        stall_page = False
+        if stall:
+            limit = noise.stall_limit(page.stall_rarity)
+            stall_page = over > (page.stall_floor if page.stall_floor > limit else limit)
+        far, variance = noise.far, noise.long_run_variance()
+        fast = slow = residual - allowance
+        if stall and not self._stalled:
+            # A lone stall is told as such; only its followers say that the level has moved.
+            fast = slow = 0.0
+        wide = 3.0 * far
+        clip = settings.fast_clip if settings.fast_clip > wide else wide
+        if fast > clip:
+            fast = clip
+        clip = settings.slow_clip if settings.slow_clip > wide else wide
+        if slow > clip:
+            slow = clip
+        self._stalled = stall
+        shift = self._evidence.feed(fast, slow, far, variance, settings.cap, number)
+        shift_page = self._page.feed(fast, slow, far, variance, settings.cap, number)
+        if not (shift or stall or shift_page):
+            self._settle()
+            return None
+        if self.steps < settings.warm_steps:
+            stall_page = shift_page = False
+        paged = stall_page or shift_page
+        if shift_page:
+            kind, onset = "shift", self._page.onset
+        elif shift and not stall_page:
+            kind, onset = "shift", self._evidence.onset
+        else:
+            kind, onset = "stall", number
+        return self._fire(number, paged, kind, onset, observed, found, offset)
+
+    def _fire(
+        self,
+        number: int,
+        paged: bool,
+        kind: str,
+        onset: int,
+        observed: float,
+        found: Expectation,
+        offset: float,
+    ) -> Firing:
+        opened = not self.incident_open
+        if opened:
+            self.incident += 1
+            self.incident_open = True
+        escalated = paged and not self.paging
+        self.paging = self.paging or paged
+        self._calm = 0
+        expected = found.ms * exp(offset)
+        terms = found.terms
+        return Firing(
+            number, "page" if paged else "evidence", kind, onset, observed, expected,
+            observed / expected - 1.0, self.incident, opened, escalated, terms,
+        )  # fmt: skip
+
+    def _settle(self) -> None:
+        if self.incident_open:
+            self._calm += 1
+            if self._calm >= self.settings.calm_steps:
+                self.incident_open = self.paging = False
+
+    def _learn(
+        self,
+        work: Work,
+        observed: float,
+        found: Expectation,
+        residual: float,
+        stretch: float,
+        firing: Firing | None,
+    ) -> None:
+        noise, settings = self.noise, self.settings
+        calm = not self.incident_open
+        self._recent.append(residual)
+        if work.prefill:
+            size = residual if residual >= 0.0 else -residual
+            top = 4.0 * noise.prefill + 0.02
+            noise.prefill += ((size if size < top else top) - noise.prefill) * 0.05
+        elif found.known:
+            noise.take(residual, calm)
+            noise.take_tail(stretch)
+            if not self.paging:
+                noise.follow(residual)
+        if firing is not None:
+            self._held.clear()
+            self._faster = 0
+            self._faster_sum = 0.0
+        elif not found.known or self.steps < 3 * settings.quarantine:
+            self.model.learn(work, observed, noise.far)
+        elif calm:
+            held = self._held
+            held.append((work, observed))
+            if len(held) > settings.quarantine:
+                old, value = held.popleft()
+                self.model.learn(old, value, noise.far)
+            self._rebase(residual)
+
+    def _rebase(self, residual: float) -> None:
+        """Downwards only: a lasting speed-up is the new normal, a lasting slow-down is a fault until
+        somebody acknowledges it."""
+        settings = self.settings
+        wide = 2.0 * self.noise.far
+        if residual > -(settings.rebase_floor if settings.rebase_floor > wide else wide):
+            self._faster = self._faster - 4 if self._faster > 4 else 0
+            if not self._faster:
+                self._faster_sum = 0.0
+            return
+        self._faster += 1
+        self._faster_sum += residual
+        if self._faster >= settings.rebase_steps:
+            self._move(self._faster_sum / self._faster)
+
+    def ack(self) -> None:
+        """Take the present level as normal (a new version, a known slow-down): the expectation moves to
+        the median of the last steps and the incident ends."""
+        if self._recent:
+            recent = sorted(self._recent)
+            self._move(recent[len(recent) // 2])
+        self.incident_open = self.paging = False
+
+    def _move(self, shift: float) -> None:
+        self.model.rescale(exp(shift))
+        self.noise.clear_ring()
+        self._held.clear()
+        self._recent.clear()
+        self._evidence.reset()
+        self._page.reset()
+        self._faster = 0
+        self._faster_sum = 0.0

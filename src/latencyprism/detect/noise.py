@@ -1,0 +1,121 @@
+"""The stream's own restlessness, measured on its residuals while it runs.
+
+``near``, ``mid``, ``far`` are robust standard deviations from mean absolute differences at lags 1, 16 and
+64 (a variogram: sd = E|r(t) - r(t-lag)| / 1.128 for Gaussian residuals). A lasting fault shifts both ends
+of a difference alike, so it hardly moves them; a restless machine does.
+"""
+
+from __future__ import annotations
+
+
+LAG = 64
+MID = 16
+GAUSS = 1.128
+MEMORY = 0.002
+"""Weight of the newest difference: about 500 steps."""
+FIRST = 0.02
+FIRST_WEIGHT = 30.0
+WILD = 4.0
+"""A difference counts for at most this multiple of the present mean difference."""
+TAIL = 0.02
+"""Share of steps above the tail's threshold."""
+FOLLOW = 0.3
+REACH = 2.0
+
+
+class Noise:
+    """Scales, tail and present drift of one stream. Plain numbers and one ring of ``LAG`` residuals."""
+
+    __slots__ = ("count", "d_far", "d_mid", "d_near", "drift", "error_bare", "error_drift", "mean_excess",
+                 "place", "prefill", "ring", "threshold")  # fmt: skip
+
+    def __init__(self) -> None:
+        self.ring: list[float | None] = [None] * LAG
+        self.place = 0
+        self.count = 0
+        self.d_near = self.d_mid = self.d_far = FIRST * GAUSS
+        self.drift = 0.0
+        self.error_bare = self.error_drift = FIRST
+        self.threshold, self.mean_excess = 2.0 * FIRST, FIRST
+        self.prefill = 0.0
+
+    @property
+    def near(self) -> float:
+        """Step-to-step sd (log)."""
+        return self.d_near / GAUSS
+
+    @property
+    def far(self) -> float:
+        """Sd at a lag of 64 steps: noise and drift together; never below the step-to-step sd."""
+        return (self.d_far if self.d_far > self.d_near else self.d_near) / GAUSS
+
+    def long_run_variance(self) -> float:
+        """Variance x (1 + rho) / (1 - rho) with rho = 1 - (near/mid)^2: that of sums of an AR(1)."""
+        mid = self.d_mid if self.d_mid > self.d_near else self.d_near
+        part = self.d_near / mid
+        rest = part * part if part > 0.3 else 0.09
+        return (mid / GAUSS) ** 2 * (2.0 - rest) / rest
+
+    def offset(self) -> float:
+        """Present speed of the machine as a log offset, 0 where following it does not pay."""
+        return self.drift if self.error_drift < 0.9 * self.error_bare else 0.0
+
+    def stall_limit(self, rarity: float) -> float:
+        """Level that a lone step exceeds once in 50 x e^rarity steps, by an exponential tail."""
+        return self.threshold + self.mean_excess * rarity
+
+    def take(self, residual: float, calm: bool) -> None:
+        """One residual. ``calm`` False while an incident is open: only what a fault cannot bend is then
+        learned."""
+        ring, place = self.ring, self.place
+        self.count += 1
+        rate = MEMORY if self.count > 470 else 1.0 / (self.count + FIRST_WEIGHT)
+        before = ring[place - 1]
+        if before is not None:
+            gap = residual - before if residual > before else before - residual
+            top = WILD * self.d_near
+            self.d_near += ((gap if gap < top else top) - self.d_near) * rate
+        old = ring[place - MID]
+        if old is not None and calm:
+            gap = residual - old if residual > old else old - residual
+            top = WILD * self.d_mid
+            self.d_mid += ((gap if gap < top else top) - self.d_mid) * rate
+        old = ring[place]
+        if old is not None and calm:
+            gap = residual - old if residual > old else old - residual
+            top = WILD * self.d_far
+            self.d_far += ((gap if gap < top else top) - self.d_far) * rate
+        ring[place] = residual
+        self.place = place + 1 if place + 1 < LAG else 0
+
+    def take_tail(self, stretch: float) -> None:
+        """One one-step-ahead residual (gap included) for the tail of lone slow steps."""
+        threshold = self.threshold
+        pace = 0.5 * self.d_near
+        if stretch > threshold:
+            excess = stretch - threshold
+            most = WILD * self.mean_excess
+            self.mean_excess += ((excess if excess < most else most) - self.mean_excess) * 0.03
+            self.threshold = threshold + pace * (1.0 - TAIL)
+        else:
+            self.threshold = threshold - pace * TAIL
+
+    def follow(self, residual: float) -> None:
+        """Move the drift towards a residual; its reach is bounded by the drift the stream has shown."""
+        drift = self.drift
+        ahead = residual - drift
+        size = ahead if ahead >= 0.0 else -ahead
+        bare = residual if residual >= 0.0 else -residual
+        top = WILD * self.d_near
+        self.error_drift += ((size if size < top else top) - self.error_drift) * 0.01
+        self.error_bare += ((bare if bare < top else top) - self.error_bare) * 0.01
+        if size > top:
+            ahead = top if ahead > 0.0 else -top
+        drift += FOLLOW * ahead
+        bound = REACH * self.far
+        self.drift = bound if drift > bound else -bound if drift < -bound else drift
+
+    def clear_ring(self) -> None:
+        """Forget the last residuals, as after a rebase."""
+        self.ring = [None] * LAG
+        self.drift = 0.0

@@ -1,0 +1,46 @@
+"""Every number of the detector, with its unit; one set for all streams.
+
+All sums and limits are log-ratios observed/expected (0.10 is +10.5 %). Floors say what is worth telling
+on the calmest stream; on a restless one the limits grow from the stream's own noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One alert level. ``*_drift``: multiples of the stream's drift (sd at a lag of 64 steps)."""
+
+    fast_slack: float
+    fast_limit: float
+    slow_slack: float
+    slow_limit: float
+    slack_drift: float
+    rarity: float
+    """ln of the mean number of quiet steps between two false alarms that limits aim at."""
+    stall_floor: float
+    stall_rarity: float
+    """ln of how much rarer than the tail's threshold (1 in 50) a lone slow step must be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """``Detector(settings=...)``."""
+
+    evidence: Level = field(default_factory=lambda: Level(0.030, 0.12, 0.024, 0.50, 1.6, 9.0, 0.12, 7.6))
+    page: Level = field(default_factory=lambda: Level(0.050, 0.30, 0.045, 0.80, 2.2, 14.0, 0.40, 9.9))
+    slow_clip: float = 0.08
+    fast_clip: float = 0.15
+    cap: float = 2.0
+    """Sums stop at this multiple of their limit, so that an alarm ends soon after its cause."""
+    quarantine: int = 100
+    """Steps that an observation of a known kind waits before it is learned."""
+    warm_steps: int = 200
+    """Steps before a page can be raised."""
+    calm_steps: int = 20
+    """Steps without a firing that end an incident."""
+    rebase_steps: int = 200
+    rebase_floor: float = 0.10
+    """A stream that is this much faster than expected for so long has a new, lower baseline."""
