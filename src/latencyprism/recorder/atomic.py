@@ -36,9 +36,14 @@ def replace_file(path: str | os.PathLike[str], chunks: Iterable[bytes], what: st
         ) from None
 
 
+def temporary_prefix(target: Path, pid: int) -> str:
+    """How the half-written files of process ``pid`` for ``target`` begin."""
+    # A long name must stay a legal one with the rest of it added.
+    return f".{target.name[:200]}.{pid}-"
+
+
 def _beside(target: Path, chunks: Iterable[bytes], sync: bool) -> int:
-    # A long name must stay a legal one with the suffix on it.
-    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.part")
+    temporary = target.with_name(f"{temporary_prefix(target, os.getpid())}{secrets.token_hex(4)}.part")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         written = _pour(os.open(temporary, flags, 0o666), chunks, sync)

@@ -24,7 +24,7 @@ from latencyprism.recorder.judgements import alert_to_dict
 from latencyprism.recorder.reading import FORMAT, Contents, read_contents
 from latencyprism.records import Alert, Counter, Span, Step, Verdict, Window
 
-_ROWS_PER_BLOCK = 2000
+_ROWS_PER_BLOCK = 1000
 _WORDS_PER_BLOCK = 20_000
 _MAX_FILE_BYTES = 2 << 30
 

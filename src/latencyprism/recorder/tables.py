@@ -37,8 +37,14 @@ COUNTER_DTYPE = np.dtype(
 _ENGINE_BYTES = STEP_DTYPE["engine"].itemsize
 
 
+class Details(tuple[tuple[str, "str | int | float"], ...]):
+    """The details of a span in a word list, told apart from a track."""
+
+    __slots__ = ()
+
+
 class Words:
-    """The word list of a set of tables: JSON text (of a string, a track or details) to its place."""
+    """The word list of a set of tables: each string, track or details and its place."""
 
     def __init__(self) -> None:
         self._place: dict[Any, int] = {}
@@ -52,6 +58,12 @@ class Words:
                 place[value] = len(self.words)
                 self.words.append(value)
         return list(map(place.__getitem__, column))
+
+    def add_details(self, column: Sequence[tuple[tuple[str, str | int | float], ...]]) -> range:
+        """The places of ``column``, which are new each time: details are seldom the same twice."""
+        first = len(self.words)
+        self.words += map(Details, column)
+        return range(first, len(self.words))
 
 
 def pack_step_columns(steps: Sequence[Step]) -> Packed:
@@ -93,21 +105,8 @@ def pack_spans(spans: Sequence[Span], words: Words) -> Packed:
     packed["details"] = -1
     told = [place for place, detail in enumerate(details) if detail]
     if told:
-        # As text, because equal keys need not be equal details: 1, 1.0 and True hash alike.
-        packed["details"][told] = words.places([_Details(json.dumps(details[place])) for place in told])
+        packed["details"][told] = words.add_details([details[place] for place in told])
     return packed
-
-
-class _Details(str):
-    """The JSON text of a span's details."""
-
-    __slots__ = ()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Details) and str.__eq__(self, other)
-
-    def __hash__(self) -> int:
-        return str.__hash__(self) ^ 1
 
 
 def pack_counters(counters: Sequence[Counter], words: Words) -> Packed:
@@ -124,11 +123,9 @@ def pack_counters(counters: Sequence[Counter], words: Words) -> Packed:
 
 
 def words_to_json(words: Iterable[Any]) -> bytes:
-    """A string as a string, a track as a list, details as ``{"details": text}``."""
-    return json.dumps(
-        [{"details": str(word)} if isinstance(word, _Details) else word for word in words],
-        separators=(",", ":"),
-    ).encode()
+    """A string as a string, a track as a list, details as ``{"details": pairs}``."""
+    told = [{"details": word} if type(word) is Details else word for word in words]
+    return json.dumps(told, separators=(",", ":")).encode()
 
 
 def words_from_json(text: bytes) -> list[Any]:
@@ -144,23 +141,15 @@ def _word(entry: object) -> Any:
         return entry
     if isinstance(entry, list) and all(isinstance(part, str) for part in entry):
         return tuple(entry)
-    if isinstance(entry, dict) and isinstance(entry.get("details"), str):
-        pairs = json.loads(entry["details"])
-        if not isinstance(pairs, list):
-            raise ValueError("details are not a list")
-        for pair in pairs:
-            if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
-                raise ValueError("a detail is not a pair")
-            if not isinstance(pair[1], (str, int, float)):
-                raise ValueError("a detail is neither text nor number")
-        return _Pairs((pair[0], pair[1]) for pair in pairs)
-    raise ValueError("an entry of the word list is neither text, track nor details")
-
-
-class _Pairs(tuple[tuple[str, "str | int | float"], ...]):
-    """Details as read back, told apart from a track."""
-
-    __slots__ = ()
+    pairs = entry.get("details") if isinstance(entry, dict) else None
+    if not isinstance(pairs, list):
+        raise ValueError("an entry of the word list is neither text, track nor details")
+    for pair in pairs:
+        if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
+            raise ValueError("a detail is not a pair")
+        if not isinstance(pair[1], (str, int, float)):
+            raise ValueError("a detail is neither text nor number")
+    return Details((pair[0], pair[1]) for pair in pairs)
 
 
 def unpack_step_rows(packed: Packed) -> list[Step]:
@@ -185,7 +174,7 @@ def unpack_spans(packed: Packed, words: Sequence[Any]) -> list[Span]:
                 start_ns,
                 end_ns,
                 None if step == NULL else step,
-                () if details == -1 else tuple(_pick(words, details, _Pairs)),
+                () if details == -1 else tuple(_pick(words, details, Details)),
             )
         )
     return spans

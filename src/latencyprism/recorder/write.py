@@ -1,0 +1,118 @@
+"""``python -m latencyprism.recorder.write RAW OUT``: turn a raw capture into one that Perfetto opens.
+
+Runs apart from the watcher and at the lowest priority. ``--finish module:function`` names a function that
+gets the Capture and returns it with, for instance, a verdict; if it fails or takes longer than
+``--finish-seconds``, the capture is written without. RAW is removed when OUT is there. Prints one JSON line;
+exit 0 when OUT was written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from latencyprism.errors import BadInput, PrismError
+from latencyprism.recorder.capture import Capture, read_capture, write_capture
+from latencyprism.recorder.idle import stand_back
+
+Finish = Callable[[Capture], Capture]
+
+
+def find_finish(name: str) -> Finish:
+    """The function that ``module:function`` names."""
+    module_name, colon, function_name = name.partition(":")
+    if not colon or not module_name or not function_name:
+        raise BadInput(f"cannot finish with {name!r}", "it is not module:function")
+    try:
+        found = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise BadInput(f"cannot finish with {name!r}", str(error)) from None
+    if not callable(found):
+        raise BadInput(f"cannot finish with {name!r}", "it is not a function")
+    function: Finish = found
+    return function
+
+
+class _TookTooLong(BaseException):
+    """Not an Exception, so that nothing on the way catches it."""
+
+
+def _give_up(signum: int, frame: object) -> None:
+    raise _TookTooLong
+
+
+def finished(capture: Capture, finish: Finish, seconds: float) -> tuple[Capture, str | None]:
+    """``capture`` as ``finish`` returned it, or as it was and why."""
+    signal.signal(signal.SIGALRM, _give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        result = finish(capture)
+    except _TookTooLong:
+        return capture, f"took longer than {seconds:g} s"
+    except Exception as error:  # noqa: BLE001 - whatever diagnosis does, the capture is kept
+        return capture, f"{type(error).__name__}: {error}"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    if not isinstance(result, Capture):
+        return capture, "it returned no capture"
+    return result, None
+
+
+def convert(raw: str, out: str, finish: str | None, finish_seconds: float) -> dict[str, Any]:
+    """Do the work; returns what the JSON line says."""
+    began = time.monotonic()
+    capture = read_capture(raw)
+    capture.notices.clear()
+    problem: str | None = None
+    if finish:
+        capture, problem = finished(capture, find_finish(finish), finish_seconds)
+    size = write_capture(out, capture)
+    Path(raw).unlink(missing_ok=True)
+    return {
+        "event": "capture",
+        "path": out,
+        "bytes": size,
+        "steps": len(capture.steps),
+        "spans": len(capture.spans),
+        "counters": len(capture.counters),
+        "seconds": round(time.monotonic() - began, 3),
+        "verdict": capture.verdict.to_dict() if capture.verdict else None,
+        "finish_error": problem,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m latencyprism.recorder.write", description=__doc__)
+    parser.add_argument("raw")
+    parser.add_argument("out")
+    parser.add_argument("--finish", metavar="MODULE:FUNCTION")
+    parser.add_argument("--finish-seconds", type=float, default=60.0)
+    parser.add_argument(
+        "--limit-seconds", type=float, default=300.0, help="of CPU time, after which the process ends"
+    )
+    arguments = parser.parse_args(argv)
+    told: dict[str, Any]
+    # The watcher that would end this may be gone; what waits for an idle CPU is no harm, what burns one is.
+    signal.setitimer(signal.ITIMER_PROF, arguments.limit_seconds)
+    refused = stand_back()
+    try:
+        told = convert(arguments.raw, arguments.out, arguments.finish, arguments.finish_seconds)
+        told["not_lowered"] = refused
+        code = 0
+    except PrismError as error:
+        told = {"event": "capture", "path": None, "error": str(error)}
+        code = error.exit_code
+    sys.stdout.write(json.dumps(told) + "\n")
+    sys.stdout.flush()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
