@@ -71,7 +71,7 @@ def _vllm(env: EngineEnv, model: Path, port: int, options: Options) -> Launch:
         **options.environ,
     }
     command = [str(env.command("vllm")), "serve", str(model), "--served-model-name", "tiny"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16", "--enforce-eager"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", options.environ.get("LP_DTYPE","bfloat16"), "--enforce-eager"]
     command += ["--max-model-len", str(options.context), "--max-num-seqs", str(options.slots)]
     command += ["--max-num-batched-tokens", str(options.batch_tokens), "--enable-prefix-caching"]
     if options.kv_tokens is not None:

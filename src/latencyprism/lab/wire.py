@@ -11,7 +11,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-_DONE = b"data: [DONE]"
+# What an event with a token contains, and what the last event does. llama.cpp and Transformers send one more event
+# without a token to say why they finished, and Transformers no end mark but its usage.
+_MARKS = {
+    "vllm": (b'"text":', b"data: [DONE]"),
+    "transformers": (b'[{"index":0,"text":', b'"completion_tokens":'),
+    "llama.cpp": (b'"finish_reason":null', b"data: [DONE]"),
+}
 _TAIL_BYTES = 4096
 _FIGURES = {
     "completion_tokens": re.compile(rb'"completion_tokens":\s*(\d+)'),
@@ -59,8 +65,7 @@ class EventStream:
     def __init__(self, engine: str) -> None:
         self.status: int | None = None
         self.done = False
-        # llama.cpp sends one more event, without a token, to say why it finished; the others finish with a token.
-        self._mark = b'"finish_reason":null' if engine == "llama.cpp" else b'"text":'
+        self._mark, self._last = _MARKS[engine]
         self._tail = b""
 
     def feed(self, data: bytes) -> int:
@@ -72,7 +77,7 @@ class EventStream:
         keep = self._tail[-(len(self._mark) - 1) :]
         events = (keep + data).count(self._mark)
         self._tail = (self._tail + data)[-_TAIL_BYTES:]
-        if not self.done and _DONE in self._tail:
+        if not self.done and self._last in self._tail:
             self.done = True
         return events
 

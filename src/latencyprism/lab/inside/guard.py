@@ -1,6 +1,6 @@
 """Run one engine and end it, with all its descendants, when the starter closes our standard input or dies.
 
-``guard.py GRACE_SECONDS COMMAND...``: prints the engine's process id, then its exit status when it ended. A pipe
+``guard.py GRACE_SECONDS COMMAND...``: prints the engine's process id. A pipe
 rather than PR_SET_PDEATHSIG alone: the latter fires when the *thread* that started us ends, and is not inherited by
 the engine's own children. We are their subreaper, so none can slip away by losing its parent.
 """
@@ -29,14 +29,17 @@ def main(grace_s: float, command: list[str]) -> int:
         start_new_session=True,
         preexec_fn=lambda: _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0),
     )
-    print(child.pid, flush=True)
+    sys.stdout.write(f"{child.pid}\n")
+    sys.stdout.flush()
     _wait_for_either(child.pid)
     _end(child.pid, grace_s)
-    status = child.wait()
+    child.wait()
+    # Whoever is left is dead and adopted by us; uncollected they would stay as zombies where init collects none.
     try:
-        print(status, flush=True)
-    except BrokenPipeError:  # the starter is gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        while os.waitpid(-1, 0)[0]:
+            pass
+    except ChildProcessError:
+        return 0
     return 0
 
 
