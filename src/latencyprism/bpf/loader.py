@@ -1,0 +1,201 @@
+"""Load a prebuilt eBPF object: create its maps, set its constants, relocate and verify its programs."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+
+from latencyprism.bpf import kernel
+from latencyprism.bpf.btf import DATASEC, STRUCT, TYPEDEF, Btf, kernel_type, parse_ext
+from latencyprism.bpf.object_file import ObjectFile, Section, parse_object
+from latencyprism.errors import BadInput, PrismError
+
+_R_64 = 1
+_PSEUDO_MAP_FD, _PSEUDO_MAP_VALUE = 1, 2
+_DATA_SECTIONS = (".rodata", ".bss", ".data")
+_LOAD_IMM64 = 0x18
+
+
+@dataclass(frozen=True)
+class LoadedMap:
+    """A map in the kernel; sizes in bytes, ``entries`` is bytes for a ring buffer."""
+
+    descriptor: int
+    kind: int
+    key_size: int
+    value_size: int
+    entries: int
+
+    def __setitem__(self, key: int, value: bytes) -> None:
+        kernel.map_update(self.descriptor, key.to_bytes(self.key_size, "little"), value)
+
+    def __delitem__(self, key: int) -> None:
+        kernel.map_delete(self.descriptor, key.to_bytes(self.key_size, "little"))
+
+
+def read_object(name: str) -> bytes:
+    """The bytes of a packaged object, such as ``sched``."""
+    try:
+        return resources.files("latencyprism.bpf").joinpath("programs", f"{name}.bpf.o").read_bytes()
+    except OSError as error:
+        raise PrismError(f"the eBPF object {name} is missing", error.strerror or "", "Reinstall the package.") from None
+
+
+class LoadedObject:
+    """Maps and programs of one object, in the kernel until ``close``.
+
+    ``constants`` sets variables of ``.rodata`` (numbers, or lists for arrays) before programs are
+    verified; ``entries`` overrides a map's size. Variables of ``.bss`` are read with ``counter``.
+    Programs are loaded one by one with ``load``, so that only what is needed is verified.
+    """
+
+    def __init__(
+        self, data: bytes, constants: Mapping[str, int] | None = None, entries: Mapping[str, int] | None = None
+    ) -> None:
+        self._descriptors: list[int] = []
+        self._memory: mmap.mmap | None = None
+        self.maps: dict[str, LoadedMap] = {}
+        self._object = parse_object(data)
+        self._variables = self._place_variables()
+        try:
+            self._load_types()
+            self._create_maps(dict(entries or {}))
+            self._create_data(dict(constants or {}))
+        except BaseException:
+            self.close()
+            raise
+
+    def _place_variables(self) -> dict[str, tuple[int, int, int]]:
+        """{variable: (section number, offset, size)}"""
+        names = {index: section.name for index, section in enumerate(self._object.sections)}
+        return {
+            symbol.name: (symbol.section, symbol.value, symbol.size)
+            for symbol in self._object.symbols
+            if symbol.kind == 1 and symbol.section in names
+        }
+
+    def _keep(self, descriptor: int) -> int:
+        self._descriptors.append(descriptor)
+        return descriptor
+
+    def _load_types(self) -> None:
+        types, extra = self._object.section(".BTF"), self._object.section(".BTF.ext")
+        if types is None or extra is None:
+            raise BadInput("not a usable eBPF object", "it carries no type information")
+        self._btf = Btf(types.data)
+        offsets = {name: place[1] for name, place in self._variables.items()}
+        for kind in self._btf.types:
+            if kind.kind == DATASEC:
+                section = self._object.section(kind.name)
+                self._btf.complete_data_section(kind, len(section.data) if section else 0, offsets)
+        self._info = parse_ext(extra.data, self._btf)
+        self._btf_descriptor = self._keep(kernel.btf_load(bytes(self._btf.data)))
+
+    def _create_maps(self, entries: dict[str, int]) -> None:
+        section = next((t for t in self._btf.types if t.kind == DATASEC and t.name == ".maps"), None)
+        for variable, _, _ in list(self._btf.members(section)) if section else []:
+            of = self._btf.type(variable)
+            definition = self._btf.type(of.size)
+            while definition.kind == TYPEDEF:
+                definition = self._btf.type(definition.size)
+            if definition.kind != STRUCT:
+                raise BadInput("not a usable eBPF object", f"map {of.name} has no definition")
+            fields = {self._btf.string(name): kind for name, kind, _ in self._btf.members(definition)}
+            key = self._btf.size_of(self._btf.type(fields["key"]).size) if "key" in fields else 0
+            value = self._btf.size_of(self._btf.type(fields["value"]).size) if "value" in fields else 0
+            kind = self._btf.array_length(fields["type"]) if "type" in fields else 0
+            count = self._btf.array_length(fields["max_entries"]) if "max_entries" in fields else 0
+            count = entries.get(of.name, count)
+            descriptor = self._keep(kernel.map_create(kind, key, value, count, 0, of.name))
+            self.maps[of.name] = LoadedMap(descriptor, kind, key, value, count)
+
+    def _create_data(self, constants: dict[str, int]) -> None:
+        """One array map per data section; constants are written and frozen, counters are mapped here."""
+        for index, section in enumerate(self._object.sections):
+            if section.name not in _DATA_SECTIONS or not section.data:
+                continue
+            content = bytearray(section.data)
+            constant = section.name == ".rodata"
+            if constant:
+                self._set_constants(index, content, constants)
+            flags = kernel.F_RDONLY_PROG if constant else kernel.F_MMAPABLE
+            descriptor = self._keep(
+                kernel.map_create(kernel.MAP_ARRAY, 4, len(content), 1, flags, section.name.replace(".", ""))
+            )
+            kernel.map_update(descriptor, bytes(4), bytes(content))
+            self.maps[section.name] = LoadedMap(descriptor, kernel.MAP_ARRAY, 4, len(content), 1)
+            if constant:
+                kernel.map_freeze(descriptor)
+            elif section.name == ".bss":
+                self._memory = mmap.mmap(descriptor, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ)
+        if constants:
+            raise BadInput("cannot configure the eBPF object", f"no constant {next(iter(constants))}")
+
+    def _set_constants(self, index: int, content: bytearray, constants: dict[str, int]) -> None:
+        for name, (section, offset, size) in self._variables.items():
+            if section == index and name in constants:
+                content[offset : offset + size] = constants.pop(name).to_bytes(size, "little")
+
+    def counter(self, name: str) -> int:
+        """An integer variable of ``.bss``, read from shared memory without a system call."""
+        section, offset, size = self._variables[name]
+        if self._memory is None or self._object.sections[section].name != ".bss":
+            raise KeyError(name)
+        return int.from_bytes(self._memory[offset : offset + size], "little")
+
+    def load(self, section_name: str, kind: int, attach_type: int = 0, tracepoint: str = "") -> int:
+        """Verify the program of a section; the descriptor stays owned by this object."""
+        section = self._object.section(section_name)
+        if section is None or not section.executable:
+            raise BadInput("not a usable eBPF object", f"no program {section_name}")
+        functions, relocations = self._info.get(section_name, (b"", b""))
+        attach_id = 0
+        if tracepoint:
+            attach_id = kernel_type(TYPEDEF, [f"btf_trace_{tracepoint}"]).get(f"btf_trace_{tracepoint}", 0)
+            if not attach_id:
+                raise PrismError("cannot trace the scheduler", f"this kernel has no tracepoint {tracepoint}")
+        return self._keep(
+            kernel.program_load(
+                kind, section_name.split("/")[-1], self._relocate(section),
+                btf=self._btf_descriptor, func_info=functions, core_relocations=relocations,
+                attach_type=attach_type, attach_btf_id=attach_id,
+            )  # fmt: skip
+        )
+
+    def _relocate(self, section: Section) -> bytes:
+        """Put map descriptors in where instructions refer to maps and variables."""
+        code = bytearray(section.data)
+        for relocation in section.relocations:
+            at = relocation.offset
+            if relocation.kind != _R_64 or at % 8 or at + 16 > len(code) or code[at] != _LOAD_IMM64:
+                raise BadInput("not a usable eBPF object", "a relocation of an unknown kind")
+            symbol = self._object.symbols[relocation.symbol]
+            target = _name_of(self._object, symbol.section)
+            addend: int = struct.unpack_from("<I", code, at + 4)[0]
+            if target == ".maps" and symbol.name in self.maps:
+                source, descriptor, offset = _PSEUDO_MAP_FD, self.maps[symbol.name].descriptor, 0
+            elif target in self.maps:
+                source, descriptor = _PSEUDO_MAP_VALUE, self.maps[target].descriptor
+                offset = symbol.value + addend
+            else:
+                raise BadInput("not a usable eBPF object", f"a reference to unknown {symbol.name or target}")
+            code[at + 1] = code[at + 1] & 0x0F | source << 4
+            struct.pack_into("<I", code, at + 4, descriptor)
+            struct.pack_into("<I", code, at + 12, offset)
+        return bytes(code)
+
+    def close(self) -> None:
+        """Give everything back to the kernel; safe to repeat."""
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+
+def _name_of(file: ObjectFile, section: int) -> str:
+    return file.sections[section].name if section < len(file.sections) else ""

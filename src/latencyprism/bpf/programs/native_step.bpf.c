@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * Entry and return of native functions in one process, as records in a ring.
+ *
+ * `hit` and `hit_return` are generic: the attach cookie selects a `point`, which says whether to copy
+ * bytes that an argument points to, whether to wake the reader, and whether repeats are of interest.
+ * `ubatch` additionally walks a llama.cpp micro-batch: which sequences, at which positions, how many
+ * tokens, whether an output is wanted. Positions and counts only; token values are never read.
+ */
+#include "lp_bpf.h"
+
+#define POINTS 32
+#define ARGS 2
+#define DATA_BYTES 24
+#define MAX_RUNS 64
+#define MAX_GROUPS 512
+
+#define POINT_WAKE 1  /* wake the reader on this record */
+#define POINT_FIRST 2 /* drop a hit when the thread's last hit was at this same point */
+
+#define HIT_RETURN 1
+#define HIT_UNREAD 2    /* user memory could not be read: `data` or `runs` mean nothing */
+#define HIT_TRUNCATED 4 /* more runs or groups than a record holds */
+
+struct point {
+    u32 flags;
+    s32 data_arg; /* argument whose pointee is copied into `data`, or -1 */
+    u32 data_offset;
+    u32 reserved;
+};
+
+struct hit {
+    u64 time_ns; /* CLOCK_MONOTONIC */
+    u32 tid;     /* as seen from the reader's pid namespace */
+    u16 point;
+    u8 flags;
+    u8 runs;
+    u64 args[ARGS]; /* first arguments; at a return the returned value in args[0] */
+    u8 data[DATA_BYTES];
+};
+
+/* Consecutive tokens of one sequence. */
+struct run {
+    s32 sequence;
+    s32 first_position;
+    u32 tokens;
+    u32 output; /* 1: the last token's logits are wanted */
+};
+
+struct ubatch_hit {
+    struct hit hit;
+    struct run runs[MAX_RUNS];
+};
+
+/* What the loader sets before the program is verified. */
+const volatile u32 target_tgid = 0;
+const volatile u64 pidns_device = 0;
+const volatile u64 pidns_inode = 0;
+const volatile u32 ubatch_tokens = 4;
+const volatile u32 ubatch_sequence_tokens = 8;
+const volatile u32 ubatch_sequences = 12;
+const volatile u32 ubatch_positions = 40;
+const volatile u32 ubatch_sequence_ids = 56;
+const volatile u32 ubatch_outputs = 80;
+const volatile u32 ubatch_ids_per_sequence = 0; /* 1: the id array has one entry per sequence */
+
+u64 lost = 0;  /* records the full ring refused */
+u64 seen = 0;  /* hits in the target, before POINT_FIRST */
+
+struct {
+    MAP_INT(type, BPF_MAP_TYPE_RINGBUF);
+    MAP_INT(max_entries, 4096);
+} ring SEC(".maps");
+
+struct {
+    MAP_INT(type, BPF_MAP_TYPE_ARRAY);
+    MAP_INT(max_entries, POINTS);
+    MAP_TYPE(key, u32);
+    MAP_TYPE(value, struct point);
+} points SEC(".maps");
+
+struct {
+    MAP_INT(type, BPF_MAP_TYPE_LRU_HASH);
+    MAP_INT(max_entries, 4096);
+    MAP_TYPE(key, u32);
+    MAP_TYPE(value, u32);
+} last_point SEC(".maps");
+
+#if defined(LP_X86_64)
+struct registers {
+    u64 r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di, orig_ax, ip, cs, flags, sp, ss;
+};
+#define ARG0(regs) ((regs)->di)
+#define ARG1(regs) ((regs)->si)
+#define RETURNED(regs) ((regs)->ax)
+#elif defined(LP_AARCH64)
+struct registers {
+    u64 x[31], sp, pc, pstate;
+};
+#define ARG0(regs) ((regs)->x[0])
+#define ARG1(regs) ((regs)->x[1])
+#define RETURNED(regs) ((regs)->x[0])
+#else
+#error "define LP_X86_64 or LP_AARCH64"
+#endif
+
+/* The calling thread's id in the reader's pid namespace if it belongs to the target, else 0. */
+INLINE u32 thread_of_target(void)
+{
+    struct bpf_pidns_info ids = {};
+
+    if (bpf_get_ns_current_pid_tgid(pidns_device, pidns_inode, &ids, sizeof(ids)))
+        return 0;
+    if (target_tgid && ids.tgid != target_tgid)
+        return 0;
+    return ids.pid;
+}
+
+INLINE int is_repeat(u32 tid, u32 index, const struct point *point)
+{
+    u32 *last = bpf_map_lookup_elem(&last_point, &tid);
+
+    if (!last) {
+        bpf_map_update_elem(&last_point, &tid, &index, BPF_ANY);
+        return 0;
+    }
+    if (*last == index)
+        return point->flags & POINT_FIRST;
+    *last = index;
+    return 0;
+}
+
+INLINE void fill(struct hit *hit, u32 tid, u32 index, u8 flags)
+{
+    hit->time_ns = bpf_ktime_get_ns();
+    hit->tid = tid;
+    hit->point = index;
+    hit->flags = flags;
+    hit->runs = 0;
+}
+
+INLINE u64 wake(const struct point *point)
+{
+    return point->flags & POINT_WAKE ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
+}
+
+INLINE int record(struct registers *regs, u8 flags)
+{
+    u32 index = (u32)bpf_get_attach_cookie(regs);
+    u32 tid = thread_of_target();
+    u64 first = ARG0(regs), second = ARG1(regs);
+    struct point *point;
+    struct hit *hit;
+
+    /* Keeps the compiler from merging the two reads into one at a computed place of the context. */
+    asm volatile("" : "+r"(first), "+r"(second));
+    if (!tid)
+        return 0;
+    point = bpf_map_lookup_elem(&points, &index);
+    if (!point)
+        return 0;
+    __sync_fetch_and_add(&seen, 1);
+    if (is_repeat(tid, index, point))
+        return 0;
+    hit = bpf_ringbuf_reserve(&ring, sizeof(*hit), 0);
+    if (!hit) {
+        __sync_fetch_and_add(&lost, 1);
+        return 0;
+    }
+    fill(hit, tid, index, flags);
+    hit->args[0] = flags & HIT_RETURN ? RETURNED(regs) : first;
+    hit->args[1] = second;
+    if (point->data_arg >= 0) {
+        u64 from = (point->data_arg ? second : first) + point->data_offset;
+
+        if (bpf_probe_read_user(hit->data, DATA_BYTES, (void *)from))
+            hit->flags |= HIT_UNREAD;
+    } else {
+        __builtin_memset(hit->data, 0, DATA_BYTES);
+    }
+    bpf_ringbuf_submit(hit, wake(point));
+    return 0;
+}
+
+SEC("uprobe/hit")
+int hit(struct registers *regs)
+{
+    return record(regs, 0);
+}
+
+SEC("uprobe/hit_return")
+int hit_return(struct registers *regs)
+{
+    return record(regs, HIT_RETURN);
+}
+
+INLINE int read_u32(u32 *to, u64 from)
+{
+    return bpf_probe_read_user(to, sizeof(*to), (void *)from) != 0;
+}
+
+INLINE int read_u64(u64 *to, u64 from)
+{
+    return bpf_probe_read_user(to, sizeof(*to), (void *)from) != 0;
+}
+
+/* Tokens come grouped by sequence, `group_tokens` each; neighbouring groups of one sequence are joined. */
+INLINE u8 walk(struct ubatch_hit *record, u64 ubatch)
+{
+    u32 groups, group_tokens, count = 0;
+    u64 positions, ids, outputs;
+    struct run run = {};
+
+    if (read_u32(&groups, ubatch + ubatch_sequences) ||
+        read_u32(&group_tokens, ubatch + ubatch_sequence_tokens) ||
+        read_u64(&positions, ubatch + ubatch_positions) ||
+        read_u64(&ids, ubatch + ubatch_sequence_ids) ||
+        read_u64(&outputs, ubatch + ubatch_outputs))
+        return HIT_UNREAD;
+    for (u32 group = 0; group < MAX_GROUPS; group++) {
+        u32 first = group * group_tokens, last = first + group_tokens - 1;
+        u32 sequence, position;
+        u64 id;
+        u8 output = 0;
+
+        if (group >= groups)
+            break;
+        if (read_u32(&position, positions + 4ull * first) ||
+            read_u64(&id, ids + 8ull * (ubatch_ids_per_sequence ? group : first)) || read_u32(&sequence, id) ||
+            bpf_probe_read_user(&output, 1, (void *)(outputs + last)))
+            return HIT_UNREAD;
+        if (run.tokens && run.sequence == (s32)sequence && run.first_position + run.tokens == position) {
+            run.tokens += group_tokens;
+            run.output = output != 0;
+            continue;
+        }
+        if (run.tokens) {
+            if (count >= MAX_RUNS)
+                return HIT_TRUNCATED;
+            record->runs[count & (MAX_RUNS - 1)] = run;
+            count++;
+        }
+        run.sequence = sequence;
+        run.first_position = position;
+        run.tokens = group_tokens;
+        run.output = output != 0;
+    }
+    if (groups > MAX_GROUPS || count >= MAX_RUNS)
+        return HIT_TRUNCATED;
+    if (run.tokens) {
+        record->runs[count & (MAX_RUNS - 1)] = run;
+        count++;
+    }
+    record->hit.runs = count;
+    return 0;
+}
+
+SEC("uprobe/ubatch")
+int ubatch(struct registers *regs)
+{
+    u32 index = (u32)bpf_get_attach_cookie(regs);
+    u32 tid = thread_of_target();
+    struct ubatch_hit *record;
+    struct point *point;
+
+    if (!tid)
+        return 0;
+    point = bpf_map_lookup_elem(&points, &index);
+    if (!point)
+        return 0;
+    __sync_fetch_and_add(&seen, 1);
+    is_repeat(tid, index, point);
+    record = bpf_ringbuf_reserve(&ring, sizeof(*record), 0);
+    if (!record) {
+        __sync_fetch_and_add(&lost, 1);
+        return 0;
+    }
+    fill(&record->hit, tid, index, 0);
+    record->hit.args[0] = ARG0(regs);
+    record->hit.args[1] = ARG1(regs);
+    if (bpf_probe_read_user(record->hit.data, DATA_BYTES, (void *)ARG1(regs)))
+        record->hit.flags |= HIT_UNREAD;
+    else
+        record->hit.flags |= walk(record, ARG1(regs));
+    bpf_ringbuf_submit(record, wake(point));
+    return 0;
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";
