@@ -1,0 +1,360 @@
+"""Running a short text of Python inside a live interpreter, and leaving nothing behind.
+
+Two routes, both with one stop of the main thread after which the target needs no tracer any more:
+
+``pending``
+    ``Py_AddPendingCall(PyRun_SimpleString, text)``. The interpreter runs the text as soon as its main thread
+    is back in bytecode; no lock is taken, nothing allocated. For a target at work.
+``gil``
+    ``PyGILState_Ensure``, ``PyRun_SimpleString(text)``, ``PyGILState_Release`` as a chain of calls on the
+    main thread. Only while it waits in a known system call and ``PyGILState_Check`` says that it does not
+    hold the GIL. For an idle target.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ..errors import TargetRefused
+from .frame import BLOCKED_SIGNALS, Call, StackImage, scratch_address, stack_image
+from .interpreter import PythonInfo, python_of, refuse_state
+from .memory import read_memory, write_memory
+from .process import read_process, status_fields
+from .ptrace import Gone, Registers, Tracee, in_tracer_thread
+from .slack import SLOT_BYTES, Slot, find_slots
+from .syscalls import WAITING, interrupted, resumed
+
+MAX_TEXT_BYTES = SLOT_BYTES - 1
+_STOP_LIMIT_S = 0.5
+_SETTLED_S = 0.010
+_ACK_LOOK_S = 0.050
+_RETRY_S = 0.001
+_STACK_REACH = 64 << 20
+_SIGRETURN = 15
+_FINGERPRINT_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class InjectReport:
+    """How one text got in.
+
+    ``stop_us`` from the request to stop until the thread was let go, ``held_us`` the part in which it stood
+    still, both summed over ``stops``; ``ack_ms`` from the call of ``run`` to the acknowledgement; ``pending_left`` when an earlier try on the pending route is still queued (its text is
+    blanked, so it will do nothing).
+    """
+
+    route: str
+    stop_us: float
+    held_us: float
+    ack_ms: float
+    stops: int = 1
+    pending_left: bool = False
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One stop: ``entered`` when the call was begun, else ``why`` not; ``final``: trying again is no use."""
+
+    entered: bool = False
+    why: str = ""
+    final: bool = False
+
+
+@dataclass(slots=True)
+class _Progress:
+    started: float
+    stop_us: float = 0.0
+    held_us: float = 0.0
+    stops: int = 0
+    queued: bool = False
+    entered: bool = False
+    gil_held: bool = False
+    why: str = "it could not be stopped"
+    route: str = field(default="pending")
+
+
+class Injector:
+    """Everything about one target that can be found out before it is stopped, and the way in.
+
+    Making one reads the target's maps and ELF files (some 10 ms to 100 ms) and changes nothing. Raises
+    TargetRefused with the reason when the target is unsuitable. One injector serves any number of texts, one
+    at a time; it is not for use by several threads at once.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.python: PythonInfo = python_of(pid)
+        self.pid = pid
+        self.identity = self.python.identity
+        self._api = self.python.addresses
+        self._slots: list[Slot] = find_slots(pid, self.python.maps)
+        self._turn = 0
+        stacks = [one for one in self.python.maps if one.path == "[stack]"]
+        if not self._slots or not stacks:
+            raise TargetRefused(
+                f"process {pid} cannot be attached to",
+                "no loaded library leaves room for a text" if stacks else "its main stack is not to be found",
+                "use eBPF and host signals for it",
+            )
+        self._stack_end = stacks[0].end
+        self._fingerprints = self._fingerprint()
+
+    def run(self, text: str, acknowledged: Callable[[], bool], timeout_s: float = 2.0) -> InjectReport:
+        """Have the target run ``text`` and wait until ``acknowledged()`` is true.
+
+        ``text`` is Python source below ``MAX_TEXT_BYTES`` bytes. It must not raise and must not print:
+        wrap it in ``try``/``except BaseException``. It runs with ``__main__`` as its globals, so it should be
+        one ``exec`` into a dict of its own. It must tell that it ran through something ``acknowledged`` can
+        see (a ring's header, a file).
+
+        It may run **more than once, and later than this call returns**: a call queued while the target is
+        idle runs when its main thread is back in bytecode, and both routes may be tried. So the text must
+        be idempotent: give every command a nonce and let the target drop one that it has seen.
+
+        Raises TargetRefused when the text did not run in ``timeout_s`` (the main thread is in native code, or
+        waits holding the GIL) or the target ended. The text is blanked then: it will not run later.
+        """
+        data = _checked(text)
+        if not self.identity.alive():
+            raise TargetRefused(f"process {self.pid} is gone", "it ended since it was looked at")
+        refuse_state(read_process(self.pid))
+        slot = self._next_slot()
+        slot.put(data)
+        progress = _Progress(time.monotonic())
+        try:
+            return self._drive(slot, acknowledged, progress, progress.started + timeout_s)
+        except Gone:
+            raise TargetRefused(f"process {self.pid} is gone", "it ended while it was attached to") from None
+        finally:
+            self._blank(slot)
+
+    def _fingerprint(self) -> tuple[bytes, ...]:
+        """First bytes of the functions that are to be called; other ones mean another program (execve)."""
+        places = (self.python.restore_rt, self._api["Py_AddPendingCall"], self._api["PyRun_SimpleString"])
+        return tuple(read_memory(self.pid, place, _FINGERPRINT_BYTES) for place in places)
+
+    def _next_slot(self) -> Slot:
+        for _ in self._slots:
+            slot = self._slots[self._turn % len(self._slots)]
+            self._turn += 1
+            if slot.is_free():
+                return slot
+        raise TargetRefused(f"no room in process {self.pid}", "memory that should be unused is not")
+
+    def _blank(self, slot: Slot) -> None:
+        try:
+            slot.clear()
+        except TargetRefused:
+            if self.identity.alive():
+                raise
+
+    def _drive(
+        self, slot: Slot, acknowledged: Callable[[], bool], progress: _Progress, deadline: float
+    ) -> InjectReport:
+        while True:
+            self._step(slot, progress)
+            until = min(deadline, time.monotonic() + _ACK_LOOK_S) if progress.queued else 0.0
+            until = deadline if progress.entered else until
+            if _wait(acknowledged, until):
+                return _report(progress)
+            if time.monotonic() >= deadline:
+                raise self._timed_out(progress)
+            if not self.identity.alive():
+                raise Gone
+            time.sleep(_RETRY_S)
+
+    def _step(self, slot: Slot, progress: _Progress) -> None:
+        """At most one stop, on the route that fits what the main thread does now."""
+        if not progress.gil_held and self._waits():
+            attempt = self._stop(progress, lambda tracee: self._enter_gil(tracee, slot))
+            progress.gil_held = attempt.final
+            if attempt.entered:
+                progress.entered, progress.route = True, "gil"
+        elif not progress.queued:
+            attempt = self._stop(progress, lambda tracee: self._enter_pending(tracee, slot))
+            if attempt.entered:
+                progress.queued, progress.route = True, "pending"
+        else:
+            return
+        progress.why = attempt.why or progress.why
+
+    def _waits(self) -> bool:
+        """True when the main thread has stayed in one of the ``WAITING`` calls for ``_SETTLED_S``."""
+        first = self._whereabouts()
+        if first is None:
+            return False
+        time.sleep(_SETTLED_S)
+        return self._whereabouts() == first
+
+    def _whereabouts(self) -> tuple[str, str] | None:
+        """(system call with arguments, times the thread went to sleep), None when it is not waiting."""
+        try:
+            with open(f"/proc/{self.pid}/task/{self.pid}/syscall") as file:
+                call = file.read()
+            sleeps = status_fields(self.pid).get("voluntary_ctxt_switches", "")
+        except FileNotFoundError:
+            return None
+        except OSError:
+            raise Gone from None
+        number = call.split(" ", 1)[0]
+        return (call, sleeps) if number.isdigit() and int(number) in WAITING else None
+
+    def _stop(self, progress: _Progress, enter: Callable[[Tracee], _Attempt]) -> _Attempt:
+        """Stop the main thread, let ``enter`` change it, let go; times go to ``progress``."""
+
+        def work() -> _Attempt:
+            asked = time.perf_counter_ns()
+            stood = asked
+            try:
+                with Tracee(self.pid) as tracee:
+                    # From here on the pid cannot become another process.
+                    if not self.identity.alive():
+                        raise Gone
+                    stop = tracee.stop(_STOP_LIMIT_S)
+                    stood = time.perf_counter_ns()
+                    if stop is None:
+                        return _Attempt(why="the main thread does not stop (uninterruptible wait)")
+                    if stop.kind == "group":
+                        return _Attempt(why="the target was stopped by a signal", final=True)
+                    return enter(tracee)
+            finally:
+                now = time.perf_counter_ns()
+                progress.stop_us += (now - asked) / 1e3
+                progress.held_us += (now - stood) / 1e3
+                progress.stops += 1
+
+        return in_tracer_thread(work)
+
+    def _resumed(self, tracee: Tracee) -> tuple[Registers, Registers] | str:
+        """(registers at the stop, registers to return to), or why the thread is not to be borrowed now."""
+        registers = tracee.registers()
+        if self._fingerprint() != self._fingerprints:
+            raise TargetRefused(
+                f"process {self.pid} has become another program", "it called execve", "attach anew"
+            )
+        if not self._stack_end - _STACK_REACH < registers.rsp < self._stack_end:
+            return "the main thread is on another stack"
+        if registers.cs != 0x33:
+            return "the main thread runs 32-bit code"
+        code = read_memory(self.pid, registers.rip - 7, 7)
+        after = resumed(registers, code)
+        if after is None:
+            return "the main thread is in a sleep that cannot be resumed exactly"
+        rseq = tracee.rseq_address()
+        if rseq is not None and any(read_memory(self.pid, rseq + 8, 8)):
+            return "the main thread is in a restartable sequence"
+        return registers, after
+
+    def _enter_pending(self, tracee: Tracee, slot: Slot) -> _Attempt:
+        found = self._resumed(tracee)
+        if isinstance(found, str):
+            return _Attempt(why=found)
+        registers, after = found
+        if any(start <= registers.rip < end for start, end in self.python.queue_code):
+            return _Attempt(why="the main thread may hold the lock of the pending-call queue")
+        call = Call(self._api["Py_AddPendingCall"], (self._api["PyRun_SimpleString"], slot.address))
+        image = stack_image(after, tracee.xstate(), tracee.signal_mask(), self.python.restore_rt, [call])
+        self._enter(tracee, image)
+        return _Attempt(entered=True, why="the main thread is in native code")
+
+    def _enter(self, tracee: Tracee, image: StackImage) -> None:
+        write_memory(self.pid, image.address, image.data)
+        # In this order: should the tracer die between the two, the call runs with signals open and the frame
+        # sets the mask right; the other way round the mask would stay closed.
+        tracee.set_registers(image.entry)
+        tracee.set_signal_mask(BLOCKED_SIGNALS)
+
+    def _enter_gil(self, tracee: Tracee, slot: Slot) -> _Attempt:
+        found = self._resumed(tracee)
+        if isinstance(found, str):
+            return _Attempt(why=found)
+        registers, after = found
+        number = interrupted(registers, read_memory(self.pid, registers.rip - 7, 7))
+        if number not in WAITING:
+            return _Attempt(why="the main thread just woke up")
+        xstate, mask = tracee.xstate(), tracee.signal_mask()
+        held = self._holds_gil(tracee, after, xstate, mask)
+        if held is None:
+            return _Attempt(why="the thread did not come back from a look at its GIL state")
+        if held:
+            return _Attempt(why=f"the main thread holds the GIL in system call {WAITING[number]}", final=True)
+        calls = [
+            Call(self._api["PyGILState_Ensure"]),
+            Call(self._api["PyRun_SimpleString"], (slot.address,)),
+            # Ensure gives UNLOCKED (1) whenever Check gave 0.
+            Call(self._api["PyGILState_Release"], (1,)),
+        ]
+        self._enter(tracee, stack_image(after, xstate, mask, self.python.restore_rt, calls))
+        return _Attempt(entered=True, why="another thread keeps the GIL")
+
+    def _holds_gil(self, tracee: Tracee, after: Registers, xstate: bytes, mask: int) -> bool | None:
+        """``PyGILState_Check()`` on the stopped thread; None when the call went wrong and was undone.
+
+        Its result would be lost with the registers that the return restores. So it is made the comparison
+        function of POSIX ``lsearch``, which counts its table one up when the comparison is not 0; the table
+        and the count are on the borrowed stack.
+        """
+        table = struct.pack("<QQQQ", 1, 0, 0, 0)
+        at = scratch_address(after, len(table))
+        call = Call(self._api["lsearch"], (at + 24, at + 8, at, 8, self._api["PyGILState_Check"]))
+        image = stack_image(after, xstate, mask, self.python.restore_rt, [call], table)
+        self._enter(tracee, image)
+        if self._returned(tracee, after):
+            return read_memory(self.pid, at, 1) != b"\1"
+        if tracee.stopped:
+            tracee.drop_fault()
+            tracee.set_registers(after)
+            tracee.set_xstate(xstate)
+            tracee.set_signal_mask(mask)
+        return None
+
+    def _returned(self, tracee: Tracee, after: Registers) -> bool:
+        """Follow the thread through its signal return; True when it stands at ``after`` again."""
+        for expected in (_SIGRETURN, None):
+            tracee.resume(to_syscall=True)
+            stop = tracee.wait_stop(_STOP_LIMIT_S)
+            if stop is None or stop.kind != "syscall":
+                return False
+            if expected is not None and tracee.registers().orig_rax != expected:
+                return False
+        now = tracee.registers()
+        return (now.rip, now.rsp) == (after.rip, after.rsp)
+
+    def _timed_out(self, progress: _Progress) -> TargetRefused:
+        return TargetRefused(
+            f"process {self.pid} did not run the text in time",
+            progress.why,
+            "try again when it is between two native calls; nothing was left in it",
+        )
+
+
+def _checked(text: str) -> bytes:
+    data = text.encode("utf-8")
+    if b"\0" in data or not data or len(data) > MAX_TEXT_BYTES:
+        raise ValueError(
+            f"the text must have 1 to {MAX_TEXT_BYTES} bytes and no zero byte, it has {len(data)}"
+        )
+    return data
+
+
+def _wait(acknowledged: Callable[[], bool], until: float) -> bool:
+    pause = 0.0001
+    while not acknowledged():
+        if time.monotonic() >= until:
+            return False
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.002)
+    return True
+
+
+def _report(progress: _Progress) -> InjectReport:
+    return InjectReport(
+        route=progress.route,
+        stop_us=progress.stop_us,
+        held_us=progress.held_us,
+        ack_ms=(time.monotonic() - progress.started) * 1e3,
+        stops=progress.stops,
+        pending_left=progress.queued and progress.route == "gil",
+    )

@@ -1,0 +1,59 @@
+"""Reading and writing the memory of another process without stopping it (process_vm_readv and writev).
+
+The calls go through ``PyDLL``, which keeps this interpreter's own lock: while a target is held, no other
+thread of the watcher may get in between and lengthen the hold.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+
+from ..errors import TargetRefused
+
+
+class _IoVec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+_libc = ctypes.PyDLL(None, use_errno=True)
+for _call in (_libc.process_vm_readv, _libc.process_vm_writev):
+    _call.restype = ctypes.c_ssize_t
+    _call.argtypes = (
+        ctypes.c_int,
+        ctypes.POINTER(_IoVec),
+        ctypes.c_ulong,
+        ctypes.POINTER(_IoVec),
+        ctypes.c_ulong,
+        ctypes.c_ulong,
+    )
+
+
+def _failed(pid: int, done: int, size: int, verb: str) -> TargetRefused:
+    number = ctypes.get_errno()
+    if number == errno.ESRCH:
+        return TargetRefused(f"process {pid} is gone", "it ended while it was looked at")
+    why = os.strerror(number) if done < 0 else f"only {done} of {size} bytes"
+    return TargetRefused(f"cannot {verb} memory of process {pid}", why)
+
+
+def read_memory(pid: int, address: int, size: int) -> bytes:
+    """Exactly ``size`` bytes at ``address``. Raises TargetRefused when not all are mapped and permitted."""
+    buffer = ctypes.create_string_buffer(size)
+    here = _IoVec(ctypes.addressof(buffer), size)
+    there = _IoVec(address, size)
+    done = _libc.process_vm_readv(pid, ctypes.byref(here), 1, ctypes.byref(there), 1, 0)
+    if done != size:
+        raise _failed(pid, done, size, "read")
+    return buffer.raw
+
+
+def write_memory(pid: int, address: int, data: bytes) -> None:
+    """Write all of ``data`` at ``address``. Raises TargetRefused; a part may have been written then."""
+    buffer = ctypes.create_string_buffer(data, len(data))
+    here = _IoVec(ctypes.addressof(buffer), len(data))
+    there = _IoVec(address, len(data))
+    done = _libc.process_vm_writev(pid, ctypes.byref(here), 1, ctypes.byref(there), 1, 0)
+    if done != len(data):
+        raise _failed(pid, done, len(data), "write")

@@ -1,0 +1,103 @@
+"""Room for a short text in a target that asks it for nothing: no allocation, no new mapping.
+
+The zero-initialised data of a loaded library ends somewhere in a page; the rest of that page is mapped,
+writable, zero and used by nobody. Texts are put there and the zeros put back after use.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from ..errors import BadInput, TargetRefused
+from .elf import PT_LOAD, Elf
+from .interpreter import executables, load_base
+from .maps import PAGE, Mapping, open_mapped
+from .memory import read_memory, write_memory
+
+SLOT_BYTES = 512
+# One slot per text, used in turn: a text that runs late must not find another in its place.
+MAX_SLOTS = 8
+_MARGIN = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """``SLOT_BYTES`` unused bytes at ``address`` in the target."""
+
+    pid: int
+    address: int
+
+    def is_free(self) -> bool:
+        return not any(read_memory(self.pid, self.address, SLOT_BYTES))
+
+    def put(self, text: bytes) -> None:
+        """Write a text and its terminating zero; raises TargetRefused when the place is not all zero."""
+        if not self.is_free():
+            raise TargetRefused(f"no room in process {self.pid}", "memory that should be unused is not")
+        write_memory(self.pid, self.address, text + b"\0")
+
+    def clear(self) -> None:
+        """Zeros again. The first byte goes first: from then on a late reader finds an empty program."""
+        write_memory(self.pid, self.address, b"\0")
+        write_memory(self.pid, self.address, bytes(SLOT_BYTES))
+
+
+def _loader(path: str) -> bool:
+    # The dynamic loader allocates from the rest of its own last page.
+    name = os.path.basename(path)
+    return name.startswith(("ld-linux", "ld-2.", "ld.so", "ld64"))
+
+
+def _tail(elf: Elf, base: int) -> tuple[int, int] | None:
+    """Addresses from the end of the last segment to the end of its page."""
+    ends = [(one.vaddr + one.memory_size, one.flags) for one in elf.segments if one.kind == PT_LOAD]
+    if not ends:
+        return None
+    end, flags = max(ends)
+    last = base + end + -(base + end) % PAGE
+    return (base + end, last) if flags & 2 else None
+
+
+def find_slots(pid: int, maps: list[Mapping]) -> list[Slot]:
+    """Unused slots, the roomiest pages first, at most one per page; an empty list when there are none."""
+    tails = []
+    heap = min((one.start for one in maps if one.path == "[heap]"), default=0)
+    for group in executables(maps).values():
+        if _loader(group[0].path):
+            continue
+        tail = _tail_of(pid, group)
+        # With address randomisation off the heap of the executable begins right behind its data.
+        if tail is not None and not tail[0] <= heap <= tail[1] and _writable(maps, tail):
+            tails.append(tail)
+    tails.sort(key=lambda tail: tail[0] - tail[1])
+    slots = [Slot(pid, end - SLOT_BYTES) for start, end in tails if end - start >= SLOT_BYTES + _MARGIN]
+    return [slot for slot in slots[: 4 * MAX_SLOTS] if _unused(slot)][:MAX_SLOTS]
+
+
+def _tail_of(pid: int, group: list[Mapping]) -> tuple[int, int] | None:
+    try:
+        descriptor = open_mapped(pid, group[0])
+    except TargetRefused:
+        return None
+    try:
+        with Elf(descriptor) as elf:
+            base = load_base(elf, group)
+            return None if base is None else _tail(elf, base)
+    except BadInput:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _writable(maps: list[Mapping], tail: tuple[int, int]) -> bool:
+    return any(one.start <= tail[0] and tail[1] <= one.end and one.perms[:2] == "rw" for one in maps) or any(
+        one.start <= tail[1] - SLOT_BYTES and tail[1] <= one.end and one.perms[:2] == "rw" for one in maps
+    )
+
+
+def _unused(slot: Slot) -> bool:
+    try:
+        return slot.is_free()
+    except TargetRefused:
+        return False
