@@ -17,7 +17,7 @@ from latencyprism.records import ring
 from latencyprism.records.step import NULL
 
 STAND_INS = """
-import sys, types, gc, json, os, time, mmap, threading
+import sys, types, gc, json, os, time, mmap, threading, ctypes
 class Obj:
     def __init__(self, **k): self.__dict__.update(k)
 class Scheduler:

@@ -185,13 +185,36 @@ class ProbeSession:
         self._files = []
 
 
-def removal(nonce: int | None) -> str:
-    """Text that removes a probe: the one with this nonce, or any (None)."""
+def removal(nonce: int | None, acknowledge: str = "") -> str:
+    """Text that removes a probe: the one with this nonce, or any (None). ``acknowledge``: a file, as the
+    target sees it, into which a byte is written when that is done."""
     guard = "p" if nonce is None else f"p and p.nonce=={nonce}"
+    tell = f"\\nopen('{acknowledge}','w').write('1')" if acknowledge else ""
     return (
         "try:\n exec(\"import sys\\np=sys.modules.get('_latencyprism_probe')\\n"
-        f'if {guard}:p.remove(2)",{{}})\nexcept BaseException:pass\n'
+        f'if {guard}:p.remove({ring.STATE_DETACHED}){tell}",{{}})\nexcept BaseException:pass\n'
     )
+
+
+def remove_probe(pid: int, timeout_s: float = 2.0) -> bool:
+    """Remove whatever probe is in a process. False if it did not answer (its lease then ends the probe)."""
+    folder, inside = _shared_folder(pid)
+    name = f"lprism-{secrets.randbits(62):016x}.ack"
+    answer = folder / name
+    fd = os.open(answer, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        if os.geteuid() == 0:
+            os.fchown(fd, *_owner(pid))
+        injector = Injector(pid)
+        injector.run(removal(None, f"{inside}/{name}"), lambda: os.fstat(fd).st_size > 0, timeout_s=timeout_s)
+        return os.fstat(fd).st_size > 0
+    except TargetRefused:
+        if os.fstat(fd).st_size > 0:
+            return True
+        raise
+    finally:
+        os.close(fd)
+        answer.unlink(missing_ok=True)
 
 
 def _shared_folder(pid: int) -> tuple[Path, str]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from latencyprism.attach.process import ProcessInfo, list_processes, read_process
-from latencyprism.engines.llama_cpp import library_of
+from latencyprism.engines.llama_cpp.source import find as library_of
 from latencyprism.errors import TargetRefused
 
 _TITLE = re.compile(r"VLLM::(?P<kind>EngineCore|Worker)(?P<ranks>(?:_[A-Z]+\d+)*)$")

@@ -1,0 +1,65 @@
+"""Watch engines that serve: one JSON line on standard output for each alert, words on standard error.
+
+Attaches to the engine a PID belongs to, or to all engines of the machine, without a restart; detaches when
+the duration is over or on Ctrl-C. A capture with the seconds around each incident is written into the
+folder given with -o, and a verdict line follows when it is done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from latencyprism.cli.options import add_duration, add_pid
+from latencyprism.errors import BadInput
+from latencyprism.sentinel.sinks import JsonLines, Webhook
+from latencyprism.sentinel.steplog import StepLog
+from latencyprism.sentinel.watcher import Watcher, WatchOptions
+
+NAME = "watch"
+HELP = "alert when a batch takes longer than its workload explains"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_pid(parser)
+    add_duration(parser, None, "stop after this long (default: when told to)")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="DIR", help="write captures of incidents into DIR"
+    )
+    parser.add_argument("--steps", type=Path, metavar="FILE", help="log every step as CSV (see replay)")
+    parser.add_argument(
+        "--webhook", metavar="URL", help="post alerts to URL (Alertmanager webhook, version 4)"
+    )
+    parser.add_argument("--no-deep", action="store_true", help="no deeper probes after an alert")
+    parser.add_argument("--json", action="store_true", help="JSON lines alone, nothing on standard error")
+    parser.add_argument(
+        "--fail-on-alert", action="store_true", help="exit 4 if a page-level alert was raised"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    out = JsonLines(sys.stdout)
+    captures: Path | None = args.output
+    if captures is not None:
+        try:
+            captures.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(f"cannot use {captures}", error.strerror or str(error)) from None
+    webhook = Webhook(args.webhook) if args.webhook else None
+    steps = StepLog(args.steps) if args.steps else None
+    say = (lambda text: None) if args.json else (lambda text: print(text, file=sys.stderr, flush=True))
+    options = WatchOptions(
+        pid=args.pid, duration_s=args.duration, captures=captures, steps=steps, deep=not args.no_deep
+    )
+    watcher = Watcher(options, out, webhook=webhook, say=say)
+    try:
+        watcher.attach_all()
+        summary = watcher.run()
+    finally:
+        if steps is not None:
+            steps.close()
+    out.event("ended", **watcher.describe())
+    alerts = f"{summary.page} pages, {summary.evidence} further alerts"
+    say(f"{summary.steps} steps, {alerts}, {summary.lost} records lost")
+    return 4 if args.fail_on_alert and summary.page else 0

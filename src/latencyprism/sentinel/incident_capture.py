@@ -1,0 +1,118 @@
+"""From an alert to a capture file: arm deeper probes, wait, hand the records to a process of low priority."""
+
+from __future__ import annotations
+
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+from latencyprism import __version__
+from latencyprism.bpf.sched import SchedProbe
+from latencyprism.errors import PrismError
+from latencyprism.host.clock import ClockMap
+from latencyprism.recorder.capture import Capture
+from latencyprism.recorder.deferred import CaptureJob
+from latencyprism.records import Alert
+from latencyprism.sentinel.replica_watch import ReplicaWatch
+
+BEFORE_S, AFTER_S = 30.0, 5.0
+FINISH = "latencyprism.sentinel.finish:finish"
+
+
+class IncidentCapture:
+    """One capture under way. ``step`` moves it on; ``result`` is set when the file is written or given up."""
+
+    def __init__(
+        self, watch: ReplicaWatch, alert: Alert | None, path: Path, *,
+        after_s: float = AFTER_S, deep: bool = True, meta: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.watch = watch
+        self.alert = alert
+        self.path = path
+        self.alerts = [alert] if alert else []
+        self.begun_ns = time.monotonic_ns()
+        self.until_ns = self.begun_ns + int(after_s * 1e9)
+        self.result: dict[str, Any] | None = None
+        self._meta = meta or {}
+        self._missing: list[str] = []
+        self._job: CaptureJob | None = None
+        self._sched: SchedProbe | None = None
+        if deep:
+            self._arm(after_s)
+        self.armed_ns = time.monotonic_ns()
+
+    def _arm(self, seconds: float) -> None:
+        source = self.watch.attachment.source
+        arm = getattr(source, "arm_deep", None)
+        if arm is not None:
+            arm(seconds)
+        pids = list(self.watch.roles)
+        try:
+            self._sched = SchedProbe(pids)
+            self._sched.start()
+        except PrismError as error:
+            self._sched = None
+            self._missing.append(f"scheduler events: {error.why or error.what}")
+
+    def add_alert(self, alert: Alert) -> None:
+        """A further alert of the same incident."""
+        self.alerts.append(alert)
+
+    def step(self, now_ns: int) -> None:
+        """Call a few times a second."""
+        if self._job is not None:
+            self.result = self._job.poll()
+            return
+        if now_ns >= self.until_ns:
+            self._write()
+
+    def abandon(self) -> None:
+        """The watch ends: stop the probes; write what there is if the deep window was still open."""
+        if self._job is None:
+            self.until_ns = time.monotonic_ns()
+            self._write()
+        assert self._job is not None
+        self.result = self._job.wait(20.0)
+
+    def _write(self) -> None:
+        watch = self.watch
+        if self._sched is not None:
+            for span in self._sched.spans():
+                watch.recorder.add_span(span)
+            self._sched.stop()
+            if self._sched.lost:
+                self._missing.append(f"{self._sched.lost} scheduler events were lost")
+        seen = watch.recorder.window(self.begun_ns - int(BEFORE_S * 1e9), self.until_ns)
+        expected = dict(watch.expected)
+        capture = Capture(
+            meta=self._describe(),
+            steps=seen.steps,
+            spans=seen.spans,
+            counters=seen.counters,
+            alerts=list(self.alerts),
+            expected_ms=[expected.get(step.step) for step in seen.steps],
+        )
+        self._job = CaptureJob(self.path, capture, finish=FINISH)
+
+    def _describe(self) -> dict[str, Any]:
+        watch = self.watch
+        clock = ClockMap.measure()
+        now_ns = time.monotonic_ns()
+        return {
+            "engine": watch.replica.engine,
+            "host": platform.node(),
+            "pids": {role: pid for pid, role in watch.roles.items()},
+            "roles": {str(pid): role for pid, role in watch.roles.items()},
+            "versions": {
+                "latencyprism": __version__,
+                watch.replica.engine: watch.replica.version,
+                "kernel": platform.release(),
+            },
+            "clock": {"monotonic_ns": now_ns, "realtime_ns": clock.realtime_ns(now_ns)},
+            "alert_ns": self.begun_ns if self.alerts else None,
+            "onset_ns": watch.onset_ns if self.alerts else None,
+            "deep_probe": {"armed_ns": self.armed_ns, "disarmed_ns": self.until_ns},
+            "not_available": [*watch.host.not_available, *self._missing],
+            **self._meta,
+        }

@@ -1,0 +1,170 @@
+"""One replica under watch: poll its source, judge each step, raise alerts, keep the flight record."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import deque
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+from latencyprism.detect import Detector, Firing
+from latencyprism.host.sampler import HostSampler
+from latencyprism.recorder.flight import FlightRecorder
+from latencyprism.records import Alert, Step, Window
+from latencyprism.sentinel.targets import Attachment
+from latencyprism.sentinel.where import PhaseShares, phase_names
+
+SILENCE_MIN_S = 2.0
+SILENCE_FACTOR = 20.0
+
+
+@dataclass
+class Counts:
+    """What happened since attach."""
+
+    steps: int = 0
+    evidence: int = 0
+    page: int = 0
+    firings: int = 0
+
+
+class ReplicaWatch:
+    """``poll`` is called whenever there may be something new, and at least ten times a second."""
+
+    def __init__(self, attachment: Attachment, *, horizon_s: float = 60.0) -> None:
+        self.attachment = attachment
+        self.replica = attachment.replica
+        self.detector = Detector()
+        self.recorder = FlightRecorder(horizon_s=horizon_s)
+        self.counts = Counts()
+        self.roles = {pid: role for pid, role in self.replica.roles().items() if role != "API server"}
+        self.host = HostSampler(self.roles)
+        self.expected: deque[tuple[int, float]] = deque(maxlen=20_000)
+        self.last_step: Step | None = None
+        self.onset_ns = 0
+        self._shares = PhaseShares()
+        self._phase_names = phase_names(self.replica.engine, self.roles)
+        self._alerted: tuple[int, str] | None = None
+        self._starts: deque[tuple[int, int]] = deque(maxlen=20_000)
+        self._silent = False
+
+    # -- seeing ----------------------------------------------------------------------------------
+
+    def poll(self) -> tuple[Window, list[Alert]]:
+        """What came in since the last call, and the alerts it gave rise to (``delay_ms`` not yet set)."""
+        window = self.attachment.source.poll()
+        alerts = []
+        for step in window.steps:
+            alert = self._judge(step)
+            if alert is not None:
+                alerts.append(alert)
+        self.recorder.add(window)
+        return window, alerts
+
+    def sample_host(self, now_ns: int) -> None:
+        for counter in self.host.sample(now_ns):
+            self.recorder.add_counter(counter)
+
+    def settle(self) -> bool:
+        """True if nothing is waiting to be polled and the source will wake us."""
+        settle = getattr(self.attachment.source, "settle", None)
+        return True if settle is None else bool(settle())
+
+    # -- judging ---------------------------------------------------------------------------------
+
+    def _judge(self, step: Step) -> Alert | None:
+        self.last_step = step
+        self._silent = False
+        self.counts.steps += 1
+        self._starts.append((step.step, step.start_ns))
+        firing = self.detector.observe(step)
+        expected = self.detector.last
+        if expected is not None:
+            self.expected.append((step.step, expected.ms))
+        if firing is None:
+            self._shares.learn(step)
+            return None
+        self.counts.firings += 1
+        key = (firing.incident, firing.level)
+        if not self._is_news(firing):
+            return None
+        self._alerted = key
+        if firing.level == "page":
+            self.counts.page += 1
+        else:
+            self.counts.evidence += 1
+        self.onset_ns = next(
+            (start for number, start in self._starts if number == firing.onset_step), step.start_ns
+        )
+        return self._alert(step, firing)
+
+    def _is_news(self, firing: Firing) -> bool:
+        """One alert an incident, and a second one if it rises from evidence to page."""
+        if self._alerted is None or self._alerted[0] != firing.incident:
+            return True
+        return self._alerted[1] == "evidence" and firing.level == "page"
+
+    def _alert(self, step: Step, firing: Firing) -> Alert:
+        where = self._shares.locate(step, firing.expected_ms, self._phase_names)
+        if firing.kind == "stall" and (step.gap_ns or 0) > step.duration_ns:
+            where = "between steps"
+        return Alert(
+            id=secrets.token_hex(8),
+            kind=firing.kind,
+            level=firing.level,
+            engine=step.engine,
+            replica=step.replica,
+            rank=step.rank,
+            step=step.step,
+            onset_step=firing.onset_step,
+            time=utc(step.end_ns),
+            observed_ms=round(firing.observed_ms, 3),
+            expected_ms=round(firing.expected_ms, 3),
+            excess=round(firing.excess, 4),
+            where=where,
+            terms={name: round(value, 3) for name, value in firing.terms.items()},
+        )
+
+    def silence(self, now_ns: int) -> Alert | None:
+        """An alert if requests wait and no step has ended for far longer than one should take."""
+        step = self.last_step
+        if step is None or self._silent or not (step.running or step.waiting):
+            return None
+        expected_ms = self.expected[-1][1] if self.expected else step.duration_ms
+        quiet_ms = (now_ns - step.end_ns) / 1e6
+        if quiet_ms < max(SILENCE_MIN_S * 1e3, SILENCE_FACTOR * expected_ms):
+            return None
+        self._silent = True
+        self.counts.page += 1
+        self.onset_ns = step.end_ns
+        return Alert(
+            id=secrets.token_hex(8),
+            kind="silence",
+            level="page",
+            engine=step.engine,
+            replica=step.replica,
+            rank=step.rank,
+            step=step.step,
+            onset_step=step.step,
+            time=utc(now_ns),
+            observed_ms=round(quiet_ms, 3),
+            expected_ms=round(expected_ms, 3),
+            excess=round(quiet_ms / max(expected_ms, 1e-6) - 1, 4),
+            delay_ms=None,
+            where="no step ended",
+        )
+
+    def close(self) -> None:
+        self.host.close()
+        self.attachment.close()
+
+
+def utc(monotonic_ns: int) -> str:
+    """RFC 3339 UTC of a CLOCK_MONOTONIC time, by the offset of the two clocks now."""
+    wall_ns = time.time_ns() - (time.monotonic_ns() - monotonic_ns)
+    return (
+        datetime.fromtimestamp(wall_ns / 1e9, timezone.utc)
+        .isoformat(timespec="milliseconds")
+        .replace("+00:00", "Z")
+    )

@@ -1,0 +1,52 @@
+"""From a replica to a source of steps: claim it, attach to it, and say what could not be had."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from latencyprism.engines.discovery import Replica
+from latencyprism.records import StepSource
+from latencyprism.sentinel.claim import Claim
+from latencyprism.timeline.python_source import PythonSource
+
+
+@dataclass
+class Attachment:
+    """A replica that is ours to watch. ``close`` detaches from every process and gives it free."""
+
+    replica: Replica
+    source: StepSource
+    claims: list[Claim]
+    warning: str | None
+
+    def alive(self) -> bool:
+        return all(member.process.identity.alive() for member in self.replica.members if member.role != "api")
+
+    def close(self) -> None:
+        try:
+            self.source.close()
+        finally:
+            for claim in self.claims:
+                claim.close()
+
+
+def attach(replica: Replica) -> Attachment:
+    """TargetRefused, with everything undone, if it is watched already or cannot be attached to."""
+    claims: list[Claim] = []
+    try:
+        probed = (member for member in replica.members if member.role != "api")
+        claims.extend(Claim(member.process.identity) for member in probed)
+        source: StepSource
+        warning = None
+        if replica.engine == "llama.cpp":
+            from latencyprism.engines.llama_cpp.source import LlamaSource
+
+            source = LlamaSource(replica.engine_pid)
+        else:
+            python = PythonSource(replica)
+            source, warning = python, python.warning
+        return Attachment(replica, source, claims, warning)
+    except BaseException:
+        for claim in claims:
+            claim.close()
+        raise

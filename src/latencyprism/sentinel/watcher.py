@@ -1,0 +1,331 @@
+"""The watch of one machine: attach to the engines, wait for steps, raise alerts, capture, leave."""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from latencyprism.attach.process import Identity
+from latencyprism.engines.discovery import Replica, discover
+from latencyprism.errors import PrismError, TargetRefused
+from latencyprism.recorder.trigger import WhenToCapture
+from latencyprism.records import Alert
+from latencyprism.sentinel.incident_capture import IncidentCapture
+from latencyprism.sentinel.replica_watch import ReplicaWatch
+from latencyprism.sentinel.sinks import JsonLines, Webhook
+from latencyprism.sentinel.steplog import StepLog
+from latencyprism.sentinel.targets import attach
+
+HOST_PERIOD_S = 0.2
+LEASE_PERIOD_S = 0.5
+SEARCH_PERIOD_S = 1.0
+MAX_SLEEP_S = 0.1
+
+
+@dataclass
+class WatchOptions:
+    """``pid`` None: all engines of the machine. ``captures`` None: none are written."""
+
+    pid: int | None = None
+    duration_s: float | None = None
+    captures: Path | None = None
+    steps: StepLog | None = None
+    deep: bool = True
+    reattach: bool = True
+
+
+@dataclass
+class WatchSummary:
+    steps: int = 0
+    evidence: int = 0
+    page: int = 0
+    lost: int = 0
+    captures: list[str] = field(default_factory=list)
+
+
+class Watcher:
+    """``run`` returns when the duration is over, on SIGINT or SIGTERM, or when ``stop`` was called; every
+    process is detached from by then. ``say`` gets sentences for a person."""
+
+    def __init__(
+        self, options: WatchOptions, out: JsonLines, *, webhook: Webhook | None = None,
+        say: Callable[[str], None] = lambda text: None,
+        on_alert: Callable[[Alert], None] = lambda alert: None,
+        on_verdict: Callable[[IncidentCapture], None] = lambda capture: None,
+    ) -> None:  # fmt: skip
+        self.options = options
+        self.summary = WatchSummary()
+        self.watches: list[ReplicaWatch] = []
+        self._out = out
+        self._webhook = webhook
+        self._say = say
+        self._on_alert = on_alert
+        self._on_verdict = on_verdict
+        self._epoll = select.epoll()
+        self._registered: dict[int, ReplicaWatch] = {}
+        self._captures: list[IncidentCapture] = []
+        self._trigger = WhenToCapture()
+        self._refused: set[Identity] = set()
+        self._gone: list[Replica] = []
+        self._stop = False
+
+    # -- life ------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        self._stop = True
+
+    def attach_all(self) -> None:
+        """Attach to what ``options.pid`` names, or to every engine found. TargetRefused if to none."""
+        replicas = discover(self.options.pid)
+        problems: list[TargetRefused] = []
+        for replica in replicas:
+            try:
+                self._attach(replica)
+            except TargetRefused as problem:
+                problems.append(problem)
+                self._refuse(replica, problem)
+        if not self.watches:
+            if problems:
+                raise problems[0]
+            raise TargetRefused(
+                "no engine to watch",
+                "none runs on this machine that we may read",
+                "start one, or name a PID with -p",
+            )
+
+    def run(self) -> WatchSummary:
+        """Call ``attach_all`` first. A broken output ends the run, cleanly."""
+        # Garbage of start-up is never garbage again; collections of young objects are short.
+        gc.collect()
+        gc.freeze()
+        signals = _SignalPipe(self._epoll, self.stop)
+        try:
+            self._loop()
+        except BrokenPipeError:
+            self._say("the reader of our output went away")
+        finally:
+            signals.close()
+            self._leave()
+            gc.unfreeze()
+        return self.summary
+
+    def _loop(self) -> None:
+        begun = time.monotonic()
+        end = None if self.options.duration_s is None else begun + self.options.duration_s
+        host_at = lease_at = search_at = begun
+        while not self._stop:
+            settled = [watch.settle() for watch in self.watches]  # every one must be asked
+            self._epoll.poll(MAX_SLEEP_S if all(settled) else 0)
+            self._poll_all()
+            now = time.monotonic()
+            if now >= host_at:
+                host_at = now + HOST_PERIOD_S
+                self._slow_signals(time.monotonic_ns())
+            if now >= lease_at:
+                lease_at = now + LEASE_PERIOD_S
+                self._keep_alive()
+            if self._gone and now >= search_at:
+                search_at = now + SEARCH_PERIOD_S
+                self._look_for_restarted()
+            if end is not None and now >= end:
+                return
+            if not self.watches and not self._gone:
+                return
+
+    # -- steps and alerts ------------------------------------------------------------------------
+
+    def _poll_all(self) -> None:
+        for watch in self.watches:
+            window, alerts = watch.poll()
+            for alert in alerts:
+                self._raise(watch, alert, _end_of(window.steps, alert.step))
+            if self.options.steps is not None:
+                for step in window.steps:
+                    self.options.steps.write(step)
+
+    def _raise(self, watch: ReplicaWatch, alert: Alert, end_ns: int | None) -> None:
+        """Emission comes first; all that costs time comes after it."""
+        now_ns = time.monotonic_ns()
+        decision = None
+        if self.options.captures is not None:
+            decision = self._trigger.on_alert(alert, now_ns)
+            if decision.capture:
+                alert.capture = str(self.options.captures / f"{alert.id}.pftrace")
+        if end_ns is not None:
+            alert.delay_ms = round((time.monotonic_ns() - end_ns) / 1e6, 3)
+        self._out.write(alert.to_json())
+        if self._webhook is not None:
+            self._webhook.offer(alert)
+        self._on_alert(alert)
+        if decision is None:
+            return
+        if decision.capture and alert.capture is not None:
+            self._begin_capture(watch, alert, Path(alert.capture))
+        else:
+            for capture in self._captures:
+                if capture.watch is watch:
+                    capture.add_alert(alert)
+
+    def _begin_capture(self, watch: ReplicaWatch, alert: Alert, path: Path) -> None:
+        try:
+            self._captures.append(IncidentCapture(watch, alert, path, deep=self.options.deep))
+        except PrismError as error:
+            self._say(f"no capture: {error}")
+
+    # -- slower things ---------------------------------------------------------------------------
+
+    def _slow_signals(self, now_ns: int) -> None:
+        for watch in self.watches:
+            watch.sample_host(now_ns)
+            silence = watch.silence(now_ns)
+            if silence is not None:
+                self._raise(watch, silence, None)
+        for capture in list(self._captures):
+            capture.step(now_ns)
+            if capture.result is not None:
+                self._captures.remove(capture)
+                self._finished(capture)
+
+    def _finished(self, capture: IncidentCapture) -> None:
+        result = capture.result or {}
+        self.summary.captures.append(str(capture.path))
+        identity = capture.alert.id if capture.alert else None
+        self._out.event("verdict", alert=identity, **result)
+        self._on_verdict(capture)
+
+    def _keep_alive(self) -> None:
+        for watch in list(self.watches):
+            source = watch.attachment.source
+            renew = getattr(source, "renew", None)
+            if renew is not None:
+                renew()
+            if not watch.attachment.alive():
+                self._lost(watch, "the engine ended")
+            elif getattr(source, "detached", lambda: False)():
+                self._lost(watch, "somebody else detached us", look_again=False)
+
+    def _lost(self, watch: ReplicaWatch, why: str, *, look_again: bool = True) -> None:
+        self._say(f"{watch.replica.engine} {watch.replica.engine_pid}: {why}")
+        self._out.event("gone", engine=watch.replica.engine, pid=watch.replica.engine_pid, why=why)
+        self._detach(watch)
+        if look_again and self.options.reattach:
+            self._gone.append(watch.replica)
+
+    def _look_for_restarted(self) -> None:
+        """An engine of the same kind that was not there before takes the place of one that ended."""
+        known = {pid for watch in self.watches for pid in watch.replica.pids}
+        for replica in discover():
+            members = {member.process.identity for member in replica.members if member.role != "api"}
+            if known & set(replica.pids) or members & self._refused:
+                continue
+            before = next((old for old in self._gone if old.engine == replica.engine), None)
+            if before is None:
+                continue
+            try:
+                self._attach(replica, again=True)
+                self._gone.remove(before)
+            except TargetRefused as problem:
+                # An engine that is still starting has not imported what we hook: try again.
+                if "nothing to hook" not in problem.why:
+                    self._refuse(replica, problem)
+
+    def _refuse(self, replica: Replica, problem: TargetRefused) -> None:
+        self._refused |= {member.process.identity for member in replica.members}
+        self._say(str(problem))
+
+    # -- attach and detach -----------------------------------------------------------------------
+
+    def _attach(self, replica: Replica, *, again: bool = False) -> None:
+        watch = ReplicaWatch(attach(replica))
+        self.watches.append(watch)
+        fd = watch.attachment.source.fileno()
+        if fd is not None:
+            self._epoll.register(fd, select.EPOLLIN)
+            self._registered[fd] = watch
+        warning = watch.attachment.warning
+        self._out.event(
+            "reattached" if again else "attached",
+            engine=replica.engine, version=replica.version, replica=replica.number,
+            pids={str(pid): role for pid, role in watch.roles.items()}, warning=warning,
+        )  # fmt: skip
+        who = ", ".join(f"{role} {pid}" for pid, role in watch.roles.items())
+        self._say(
+            f"{'re-attached' if again else 'attached'} to {replica.engine} {replica.version or ''}: {who}"
+        )
+        if warning:
+            self._say(f"note: {warning}")
+
+    def _detach(self, watch: ReplicaWatch) -> None:
+        for fd, owner in list(self._registered.items()):
+            if owner is watch:
+                self._epoll.unregister(fd)
+                del self._registered[fd]
+        for capture in [c for c in self._captures if c.watch is watch]:
+            self._captures.remove(capture)
+            capture.abandon()
+            self._finished_quietly(capture)
+        self.watches.remove(watch)
+        self.summary.steps += watch.counts.steps
+        self.summary.evidence += watch.counts.evidence
+        self.summary.page += watch.counts.page
+        self.summary.lost += watch.attachment.source.lost
+        watch.close()
+
+    def _finished_quietly(self, capture: IncidentCapture) -> None:
+        try:
+            self._finished(capture)
+        except BrokenPipeError:
+            self._say(f"capture written: {capture.path}")
+
+    def _leave(self) -> None:
+        for watch in list(self.watches):
+            try:
+                self._detach(watch)
+            except (PrismError, OSError) as error:
+                self._say(f"detaching from {watch.replica.engine_pid}: {error}")
+        self._epoll.close()
+        if self._webhook is not None:
+            self._webhook.close()
+
+    def describe(self) -> dict[str, Any]:
+        """The summary as the closing event."""
+        summary = self.summary
+        return {
+            "steps": summary.steps, "evidence": summary.evidence, "page": summary.page,
+            "lost": summary.lost, "captures": summary.captures,
+        }  # fmt: skip
+
+
+def _end_of(steps: list[Any], number: int) -> int | None:
+    return next((step.end_ns for step in steps if step.step == number), None)
+
+
+class _SignalPipe:
+    """SIGINT and SIGTERM wake the loop and ask it to stop; the handlers of before come back at ``close``."""
+
+    def __init__(self, epoll: select.epoll, stop: Callable[[], None]) -> None:
+        self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._before = {}
+        try:
+            self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, lambda *_: stop())
+            self.installed = True
+        except ValueError:  # not the main thread: whoever runs us calls stop()
+            self.installed = False
+        epoll.register(self._read, select.EPOLLIN)
+
+    def close(self) -> None:
+        if self.installed:
+            signal.set_wakeup_fd(self._wakeup)
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+        os.close(self._read)
+        os.close(self._write)
