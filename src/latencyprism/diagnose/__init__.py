@@ -1,1 +1,6 @@
-"""From signals before and after an onset to a named cause with evidence."""
+"""What changed, and why: fault signatures, the localiser, evidence in words."""
+
+from latencyprism.diagnose.localiser import localise
+from latencyprism.diagnose.location import where
+
+__all__ = ["localise", "where"]

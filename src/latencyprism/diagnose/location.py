@@ -1,0 +1,92 @@
+"""Where the excess sits: which phase of the engine, and which span of which process inside it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from latencyprism.diagnose.accounts import scheduler_signal
+from latencyprism.diagnose.signals import Expectations, worked
+from latencyprism.diagnose.workline import column
+from latencyprism.records import Span, Step, Window
+
+_LEAST_SHARE = 0.3
+"""A place is named when it holds at least this share of the excess."""
+_MOST_STEPS = 4000
+_NESTED = 0.8
+
+
+def where(reference: Window, suspect: Window) -> str:
+    """Which process and phase holds the time that the suspect window lost against the reference, such as
+    ``"Worker 830 execute_model"`` or ``"schedule phase"``; ``"no excess"`` if it lost none, ``"not located"``
+    if nothing narrower than the step was observed or no place stands out."""
+    expected = Expectations.learn(worked(reference.steps))
+    steps = worked(suspect.steps)[-_MOST_STEPS:]
+    if expected is None or not steps:
+        return "not located"
+    predicted = expected.step.predict(steps)
+    excess_ns = column(steps, "end_ns") - column(steps, "start_ns") - predicted
+    lost_ns = float(excess_ns[excess_ns > 0].sum())
+    if lost_ns < 0.01 * float(predicted.sum()):
+        return "no excess"
+    # Only steps that lost time say where it went.
+    late = [step for step, excess in zip(steps, excess_ns) if excess > 0.1 * lost_ns / len(steps)]
+    lost_ns = float(excess_ns[excess_ns > 0.1 * lost_ns / len(steps)].sum())
+    spans = _span_excess(reference, suspect, late, expected)
+    best = max(spans, key=lambda place: spans[place], default=None)
+    if best is not None and spans[best] > _LEAST_SHARE * lost_ns:
+        return _innermost(spans, spans[best], _span_time(suspect.spans, late))
+    phases = _phase_excess(late, expected)
+    best = max(phases, key=lambda place: phases[place], default=None)
+    if best is not None and phases[best] > _LEAST_SHARE * lost_ns:
+        return f"{best} phase"
+    return "not located"
+
+
+def _innermost(spans: Mapping[str, float], most_ns: float, spent: Mapping[str, float]) -> str:
+    """Of the places that hold about as much as the largest: the one that takes the least time altogether. A
+    process that waits for another loses what the other loses, in a span around it."""
+    rivals = [place for place, lost_ns in spans.items() if lost_ns > _NESTED * most_ns]
+    return min(rivals, key=lambda place: (spent[place], place))
+
+
+def _phase_excess(late: Sequence[Step], expected: Expectations) -> dict[str, float]:
+    """Time lost by phase over the late steps, ns."""
+    lost = {}
+    for name, line in expected.phases.items():
+        values = column(late, name)
+        if np.isfinite(values).any():
+            lost[name.removesuffix("_ns")] = float(np.nansum(values - line.predict(late)))
+    return lost
+
+
+def _span_excess(
+    reference: Window, suspect: Window, late: Sequence[Step], expected: Expectations
+) -> dict[str, float]:
+    """Time lost by place over the late steps, ns; a span's due is its share in the reference."""
+    usual = _span_time(reference.spans, worked(reference.steps)[-_MOST_STEPS:])
+    now = _span_time(suspect.spans, late)
+    steps = worked(reference.steps)[-_MOST_STEPS:]
+    usual_ns = float(expected.step.predict(steps).sum()) or 1.0
+    due_ns = float(expected.step.predict(late).sum())
+    return {place: spent - usual.get(place, 0.0) / usual_ns * due_ns for place, spent in now.items()}
+
+
+def _span_time(spans: Sequence[Span], steps: Sequence[Step]) -> Mapping[str, float]:
+    """Nanoseconds by place, of the spans that lie within the steps. A place is a process and a span's
+    name; the whole step, and what the scheduler says about threads, are no places."""
+    total: dict[str, float] = defaultdict(float)
+    if not steps:
+        return total
+    starts = np.array([step.start_ns for step in steps])
+    ends = np.array([step.end_ns for step in steps])
+    for span in spans:
+        if scheduler_signal(span) is not None or not span.track or "step" in span.name.split():
+            continue
+        middle = (span.start_ns + span.end_ns) // 2
+        at = int(np.searchsorted(starts, middle, side="right")) - 1
+        if at >= 0 and middle <= ends[at]:
+            total[f"{span.track[0]} {span.name}"] += span.end_ns - span.start_ns
+    return total

@@ -1,0 +1,146 @@
+"""Signals: what a stretch of time says, per step and per unit of work.
+
+Kinds and units:
+
+* *time*: nanoseconds spent, over the nanoseconds that the stretch's steps should have taken for their work
+  (the reference's ``WorkLine``). All share one scale: 0.5 means half a normal step for every step, so that a
+  slow-down and the account that explains it have the same size whatever its strength.
+* *count*: events per step.
+* *level*: a mean as it is.
+
+A signal has one value per place (a process, a thread, ``""`` for the machine or the step itself).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from latencyprism.diagnose.accounts import host_signals, span_signals
+from latencyprism.diagnose.tracks import Tracks
+from latencyprism.diagnose.workline import WorkLine, column
+from latencyprism.records import Step, Window
+
+Array = npt.NDArray[np.float64]
+Values = dict[tuple[str, str], float]
+
+PHASE_COLUMNS = ("schedule_ns", "execute_ns", "sample_ns", "update_ns")
+_STEP_TIMES = {"runqueue_ns": "runqueue", "throttled_ns": "throttled", "gc_ns": "gc"}
+_STEP_COUNTS = {"major_faults": "major_faults", "preempted": "preempted"}
+_STEP_LEVELS = {"waiting": "waiting", "prefill_tokens": "prefill_tokens"}
+_SPIKE = 1.0
+"""A step that took this much more than expected (1.0: twice) is a stall, not part of the level."""
+
+
+class Expectations(NamedTuple):
+    """What the reference says a step and each of its phases should take."""
+
+    step: WorkLine
+    phases: dict[str, WorkLine]
+    spike: float
+    """Relative excess above which a step counts as stalled, not less than ``_SPIKE``."""
+
+    @classmethod
+    def learn(cls, steps: list[Step]) -> Expectations | None:
+        if len(steps) < 4:
+            return None
+        durations = column(steps, "end_ns") - column(steps, "start_ns")
+        line = WorkLine(steps, durations)
+        phases = {}
+        for name in PHASE_COLUMNS:
+            values = column(steps, name)
+            if np.isfinite(values).mean() > 0.9:
+                phases[name] = WorkLine(steps, np.nan_to_num(values))
+        relative = durations / line.predict(steps) - 1
+        noise = 1.4826 * float(np.median(np.abs(relative - np.median(relative))))
+        return cls(line, phases, max(_SPIKE, 6 * noise))
+
+
+class WindowReader:
+    """A window prepared for being measured stretch by stretch."""
+
+    def __init__(self, window: Window, roles: Mapping[int, str], expected: Expectations | None) -> None:
+        self.steps = [step for step in worked(window.steps) if step.end_ns >= step.start_ns]
+        self.steps.sort(key=lambda step: step.end_ns)
+        self.roles = roles
+        self.tracks = Tracks.of(window.counters, roles)
+        self.spans = sorted(window.spans, key=lambda span: span.end_ns)
+        self.expected = expected
+        self._ends = column(self.steps, "end_ns")
+        self._durations = self._ends - column(self.steps, "start_ns")
+        self._predicted = expected.step.predict(self.steps) if expected else np.zeros(0)
+        self._phases: dict[str, tuple[Array, Array]] = {}
+        for name, line in (expected.phases if expected else {}).items():
+            self._phases[name] = (column(self.steps, name), line.predict(self.steps))
+        names = (*_STEP_TIMES, *_STEP_COUNTS, *_STEP_LEVELS, "gap_ns", "cached_tokens", "decode_requests")
+        self._columns = {name: column(self.steps, name) for name in names}
+
+    def extent(self) -> tuple[int, int] | None:
+        """From the first to the last thing seen; None for an empty window."""
+        times = [time for step in self.steps for time in (step.start_ns, step.end_ns)]
+        if not times:
+            series = (s for named in self.tracks.series.values() for s in named.values())
+            times = [int(time) for each in series for time in (each.times[0], each.times[-1])]
+        return (min(times), max(times)) if times else None
+
+    def measure(self, start_ns: int, end_ns: int) -> Values:
+        """Every signal that the stretch allows; what was not observed is absent."""
+        picked = slice(*np.searchsorted(self._ends, [start_ns, end_ns + 1]))
+        predicted_ns = float(self._predicted[picked].sum()) if self.expected else 0.0
+        steps = len(self._ends[picked])
+        out: Values = {}
+        if steps and predicted_ns > 0:
+            out.update(self._step_signals(picked, predicted_ns, steps))
+        base_ns = predicted_ns if predicted_ns > 0 else float(end_ns - start_ns)
+        stretched = (1 + out["slow", ""]) if ("slow", "") in out else 1.0
+        out.update(host_signals(self.tracks, self.roles, start_ns, end_ns, base_ns, stretched, max(steps, 1)))
+        for key, value in span_signals(self.spans, start_ns, end_ns, base_ns).items():
+            out.setdefault(key, value)
+        return {key: value for key, value in out.items() if np.isfinite(value)}
+
+    def _step_signals(self, picked: slice, predicted_ns: float, steps: int) -> Values:
+        assert self.expected is not None
+        out: Values = {}
+        predicted, excess = self._predicted[picked], self._durations[picked] - self._predicted[picked]
+        stalled = excess > self.expected.spike * predicted
+        out["stall", ""] = float(excess[stalled].sum()) / predicted_ns
+        out["slow", ""] = float(excess.sum()) / predicted_ns
+        calm = ~stalled
+        # A stretch of stalls only has no other level than theirs.
+        level_of = calm if calm.sum() >= max(3, 0.3 * steps) else np.ones(steps, dtype=bool)
+        out["level", ""] = float(np.median(excess[level_of] / predicted[level_of]))
+        out["work", ""] = predicted_ns / steps / max(self.expected.step.typical, 1.0) - 1
+        for name, (values, normal) in self._phases.items():
+            seen = values[picked]
+            if np.isfinite(seen).mean() > 0.8:
+                out[name[:-3], ""] = float(np.nansum(seen - normal[picked])) / predicted_ns
+        self._column_signals(picked, predicted_ns, out)
+        return out
+
+    def _column_signals(self, picked: slice, predicted_ns: float, out: Values) -> None:
+        seen = {name: values[picked] for name, values in self._columns.items()}
+        known = {name: values[np.isfinite(values)] for name, values in seen.items()}
+        for name, signal in _STEP_TIMES.items():
+            if len(known[name]):
+                out[signal, ""] = float(known[name].mean()) * len(seen[name]) / predicted_ns
+        for table in (_STEP_COUNTS, _STEP_LEVELS):
+            for name, signal in table.items():
+                if len(known[name]):
+                    out[signal, ""] = float(known[name].mean())
+        # With requests already decoding, the engine had work to do: only then is a gap a loss.
+        busy_gap = seen["gap_ns"][np.nan_to_num(seen["decode_requests"]) > 0]
+        if np.isfinite(busy_gap).any():
+            out["gap", ""] = float(np.nansum(busy_gap)) / predicted_ns
+        prefill = float(known["prefill_tokens"].sum())
+        cached = float(known["cached_tokens"].sum())
+        if len(known["cached_tokens"]) and prefill + cached > 0:
+            out["cached_share", ""] = cached / (prefill + cached)
+
+
+def worked(steps: list[Step]) -> list[Step]:
+    """The steps that scheduled tokens; all of them where the engine does not say."""
+    kept = [step for step in steps if step.phase is not None]
+    return kept or list(steps)
