@@ -27,7 +27,7 @@ _MAX_SEGMENTS, _MAX_SECTIONS = 4096, 65535
 
 @dataclass(frozen=True, slots=True)
 class Symbol:
-    """``value``: virtual address before relocation; ``size`` in bytes; ``kind`` STT_* (1 object, 2 function)."""
+    """``value``: virtual address before relocation; ``size`` in bytes; ``kind``: 1 object, 2 function."""
 
     value: int
     size: int
@@ -167,7 +167,7 @@ class Elf:
                 yield self.read(section.offset, whole), self.read(names.offset, names.size)
 
     def lookup(self, names: Iterable[str]) -> dict[str, Symbol]:
-        """The defined symbols among ``names``, without building the whole table; those not found are left out."""
+        """The defined symbols among ``names``; does not build the whole table; missing ones are left out."""
         wanted = set(names)
         found: dict[str, Symbol] = {}
         for table, strings in self._tables():

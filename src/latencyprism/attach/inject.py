@@ -13,6 +13,8 @@ Two routes, both with one stop of the main thread after which the target needs n
 
 from __future__ import annotations
 
+import contextlib
+import os
 import struct
 import time
 from collections.abc import Callable
@@ -24,14 +26,14 @@ from .interpreter import PythonInfo, python_of, refuse_state
 from .memory import read_memory, write_memory
 from .process import read_process, status_fields
 from .ptrace import Gone, Registers, Tracee, in_tracer_thread
-from .slack import SLOT_BYTES, Slot, find_slots
+from .slack import MAX_TEXT_BYTES, Slot, find_slots
 from .syscalls import WAITING, interrupted, resumed
 
-MAX_TEXT_BYTES = SLOT_BYTES - 1
 _STOP_LIMIT_S = 0.5
 _SETTLED_S = 0.010
 _ACK_LOOK_S = 0.050
-_RETRY_S = 0.001
+# Between two tries: a stop is a disturbance, so an unlucky target is not asked a thousand times a second.
+_RETRY_S, _RETRY_LIMIT_S = 0.001, 0.050
 _STACK_REACH = 64 << 20
 _SIGRETURN = 15
 _FINGERPRINT_BYTES = 16
@@ -42,8 +44,9 @@ class InjectReport:
     """How one text got in.
 
     ``stop_us`` from the request to stop until the thread was let go, ``held_us`` the part in which it stood
-    still, both summed over ``stops``; ``ack_ms`` from the call of ``run`` to the acknowledgement; ``pending_left`` when an earlier try on the pending route is still queued (its text is
-    blanked, so it will do nothing).
+    still, both summed over ``stops``; ``ack_ms`` from the call of ``run`` to the acknowledgement;
+    ``pending_left`` when an earlier try on the pending route is still queued (its text is blanked, so it will
+    do nothing).
     """
 
     route: str
@@ -72,6 +75,7 @@ class _Progress:
     queued: bool = False
     entered: bool = False
     gil_held: bool = False
+    pause_s: float = _RETRY_S
     why: str = "it could not be stopped"
     route: str = field(default="pending")
 
@@ -85,6 +89,10 @@ class Injector:
     """
 
     def __init__(self, pid: int) -> None:
+        if pid == os.getpid():
+            raise TargetRefused(
+                f"process {pid} is this one", "a process cannot stop itself", "give another pid"
+            )
         self.python: PythonInfo = python_of(pid)
         self.pid = pid
         self.identity = self.python.identity
@@ -144,11 +152,9 @@ class Injector:
         raise TargetRefused(f"no room in process {self.pid}", "memory that should be unused is not")
 
     def _blank(self, slot: Slot) -> None:
-        try:
+        # It fails when the target is ending or has unloaded that library; the text is gone with either.
+        with contextlib.suppress(TargetRefused):
             slot.clear()
-        except TargetRefused:
-            if self.identity.alive():
-                raise
 
     def _drive(
         self, slot: Slot, acknowledged: Callable[[], bool], progress: _Progress, deadline: float
@@ -163,7 +169,7 @@ class Injector:
                 raise self._timed_out(progress)
             if not self.identity.alive():
                 raise Gone
-            time.sleep(_RETRY_S)
+            time.sleep(progress.pause_s)
 
     def _step(self, slot: Slot, progress: _Progress) -> None:
         """At most one stop, on the route that fits what the main thread does now."""
@@ -173,12 +179,14 @@ class Injector:
             if attempt.entered:
                 progress.entered, progress.route = True, "gil"
         elif not progress.queued:
+            progress.pause_s = min(2 * progress.pause_s, _RETRY_LIMIT_S)
             attempt = self._stop(progress, lambda tracee: self._enter_pending(tracee, slot))
             if attempt.entered:
                 progress.queued, progress.route = True, "pending"
         else:
             return
-        progress.why = attempt.why or progress.why
+        if attempt.final or not progress.gil_held:
+            progress.why = attempt.why
 
     def _waits(self) -> bool:
         """True when the main thread has stayed in one of the ``WAITING`` calls for ``_SETTLED_S``."""
@@ -217,7 +225,11 @@ class Injector:
                     if stop is None:
                         return _Attempt(why="the main thread does not stop (uninterruptible wait)")
                     if stop.kind == "group":
-                        return _Attempt(why="the target was stopped by a signal", final=True)
+                        raise TargetRefused(
+                            f"process {self.pid} is stopped",
+                            "a stop signal holds it",
+                            f"kill -CONT {self.pid}",
+                        )
                     return enter(tracee)
             finally:
                 now = time.perf_counter_ns()

@@ -162,7 +162,7 @@ def _refuse_machine(info: ProcessInfo) -> None:
     if machine != EM_X86_64 or own != "x86_64" or sys.platform != "linux":
         raise TargetRefused(
             f"process {pid} cannot be attached to",
-            f"it is {_MACHINES.get(machine, f'machine {machine}')} code on {own}; only x86_64 is supported",
+            f"it is {machine_name(machine)} code on {own}; only x86_64 is supported",
             "use eBPF and host signals for it",
         )
     features = status_fields(pid).get("x86_Thread_features", "")
@@ -174,8 +174,18 @@ def _refuse_machine(info: ProcessInfo) -> None:
         )
 
 
+def machine_name(number: int) -> str:
+    """e_machine of an ELF header in words."""
+    return _MACHINES.get(number, f"machine {number}")
+
+
+def uses_musl(maps: list[Mapping]) -> bool:
+    """True when the musl loader or C library is mapped."""
+    return any(_MUSL.search(mapping.path) for mapping in maps)
+
+
 def _refuse_musl(pid: int, maps: list[Mapping]) -> None:
-    if any(_MUSL.search(mapping.path) for mapping in maps):
+    if uses_musl(maps):
         raise TargetRefused(
             f"process {pid} cannot be attached to",
             "it runs on musl; only glibc is supported",

@@ -125,6 +125,7 @@ def in_tracer_thread(work: Callable[[], T]) -> T:
     """
     results: list[T] = []
     errors: list[BaseException] = []
+    done = threading.Event()
 
     def body() -> None:
         _libc.prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(1000))
@@ -132,6 +133,8 @@ def in_tracer_thread(work: Callable[[], T]) -> T:
             results.append(work())
         except BaseException as error:  # noqa: BLE001  # handed to the caller below
             errors.append(error)
+        finally:
+            done.set()
 
     thread = threading.Thread(target=body, name="tracer")
     collecting = gc.isenabled()
@@ -139,13 +142,26 @@ def in_tracer_thread(work: Callable[[], T]) -> T:
     _has_xsaves()
     try:
         thread.start()
-        thread.join()
+        _wait_out(done)
     finally:
         if collecting:
             gc.enable()
+    thread.join(1.0)
     if errors:
         raise errors[0]
     return results[0]
+
+
+def _wait_out(done: threading.Event) -> None:
+    """Wait for a tracer thread also through KeyboardInterrupt, which is raised when it is done."""
+    interrupted: BaseException | None = None
+    while not done.is_set():
+        try:
+            done.wait()
+        except BaseException as error:  # noqa: BLE001  # raised below
+            interrupted = error
+    if interrupted is not None:
+        raise interrupted
 
 
 class Tracee:
@@ -211,7 +227,7 @@ class Tracee:
         return self._classify(int.from_bytes(self._info.raw[24:28], "little"))
 
     def _wait_id(self, wanted: int) -> bool:
-        """waitid without waiting; True when ``_info`` holds an event. Raises Gone when there is no such thread."""
+        """waitid without waiting; True when ``_info`` holds an event. Raises Gone when the thread is gone."""
         ctypes.memset(self._info, 0, 128)
         if _libc.waitid(_P_PID, self.tid, self._info, _WNOHANG | _WALL | _WNOTHREAD | wanted) == -1:
             if ctypes.get_errno() == errno.EINTR:
@@ -304,8 +320,8 @@ def true_mxcsr(state: bytes, compacting: bool | None = None) -> bytes:
     """XSAVE state with the MXCSR that the thread really has.
 
     XSAVES leaves MXCSR out when the SSE registers are unused and it has its initial value; the kernel hands
-    on whatever was in memory then, often 0, which would unmask every floating-point exception. Intel SDM vol. 1,
-    13.11: with XSAVES, "SSE unused" includes "MXCSR is 1F80H". ``compacting``: whether this processor has it.
+    on whatever was in memory then; 0 would unmask every floating-point exception. Intel SDM vol. 1, 13.11:
+    with XSAVES, "SSE unused" includes "MXCSR is 1F80H". ``compacting``: whether this processor has it.
     """
     if len(state) < _XSTATE_HEADER + 8 or state[_XSTATE_HEADER] & _XSTATE_SSE:
         return state

@@ -7,6 +7,7 @@ writable, zero and used by nobody. Texts are put there and the zeros put back af
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 
 from ..errors import BadInput, TargetRefused
@@ -14,11 +15,15 @@ from .elf import PT_LOAD, Elf
 from .interpreter import executables, load_base
 from .maps import PAGE, Mapping, open_mapped
 from .memory import read_memory, write_memory
+from .process import PID_LIMIT
 
 SLOT_BYTES = 512
 # One slot per text, used in turn: a text that runs late must not find another in its place.
 MAX_SLOTS = 8
 _MARGIN = 64
+# Every text begins with a comment that names its writer, so that what a killed one left can be taken away.
+_MARK = re.compile(rb"#lp([0-9a-f]{1,7})\n")
+MAX_TEXT_BYTES = SLOT_BYTES - 1 - len(f"#lp{PID_LIMIT:x}\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +37,21 @@ class Slot:
         return not any(read_memory(self.pid, self.address, SLOT_BYTES))
 
     def put(self, text: bytes) -> None:
-        """Write a text and its terminating zero; raises TargetRefused when the place is not all zero."""
+        """Write a text of at most ``MAX_TEXT_BYTES`` and its terminating zero.
+
+        Raises TargetRefused when the place is not all zero.
+        """
         if not self.is_free():
             raise TargetRefused(f"no room in process {self.pid}", "memory that should be unused is not")
-        write_memory(self.pid, self.address, text + b"\0")
+        write_memory(self.pid, self.address, b"#lp%x\n%b\0" % (os.getpid(), text))
+
+    def reclaim(self) -> bool:
+        """Take away the text of a writer that is gone; True when there was one."""
+        mark = _MARK.match(read_memory(self.pid, self.address, SLOT_BYTES))
+        if mark is None or os.path.exists(f"/proc/{int(mark[1], 16)}"):
+            return False
+        self.clear()
+        return True
 
     def clear(self) -> None:
         """Zeros again. The first byte goes first: from then on a late reader finds an empty program."""
@@ -60,7 +76,10 @@ def _tail(elf: Elf, base: int) -> tuple[int, int] | None:
 
 
 def find_slots(pid: int, maps: list[Mapping]) -> list[Slot]:
-    """Unused slots, the roomiest pages first, at most one per page; an empty list when there are none."""
+    """Unused slots, the roomiest pages first, at most one per page; an empty list when there are none.
+
+    Nothing is changed but that what a killed watcher left is taken away.
+    """
     tails = []
     heap = min((one.start for one in maps if one.path == "[heap]"), default=0)
     for group in executables(maps).values():
@@ -98,6 +117,6 @@ def _writable(maps: list[Mapping], tail: tuple[int, int]) -> bool:
 
 def _unused(slot: Slot) -> bool:
     try:
-        return slot.is_free()
+        return slot.is_free() or slot.reclaim()
     except TargetRefused:
         return False
