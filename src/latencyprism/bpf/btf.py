@@ -80,7 +80,7 @@ class Btf:
         return self.types[number]
 
     def members(self, of: Type) -> Iterator[tuple[int, int, int]]:
-        """The 3-word elements of a structure (name, type, bit offset) or data section (type, offset, size)."""
+        """3-word elements of a structure (name, type, bit offset) or data section (type, offset, size)."""
         for index in range(of.count):
             yield _MEMBER.unpack_from(self.data, of.at + 12 + 12 * index)
 
@@ -95,13 +95,13 @@ class Btf:
             return 8
         if found.kind == ARRAY:
             element, _, length = struct.unpack_from("<III", self.data, found.at + 12)
-            return self.size_of(element, depth + 1) * length
+            return self.size_of(element, depth + 1) * int(length)
         if found.kind in (TYPEDEF, VOLATILE, CONST, RESTRICT, VAR):
             return self.size_of(found.size, depth + 1)
         raise _broken(f"no size for type kind {found.kind}")
 
     def array_length(self, number: int) -> int:
-        """Elements of the array that the pointer type ``number`` points to: how map definitions hold numbers."""
+        """Length of the array that pointer type ``number`` points to: how map definitions hold numbers."""
         pointee = self.type(self.type(number).size)
         if pointee.kind != ARRAY:
             raise _broken("a map attribute that is not a number")
@@ -141,12 +141,16 @@ def parse_ext(data: bytes, btf: Btf) -> dict[str, tuple[bytes, bytes]]:
     if len(data) < 24 or struct.unpack_from("<HB", data)[:2] != (_MAGIC, 1):
         raise _broken("wrong .BTF.ext header")
     header, functions_at, functions_size, _, _ = struct.unpack_from("<IIIII", data, 4)
-    relocations_at, relocations_size = struct.unpack_from("<II", data, 24) if header >= 32 <= len(data) else (0, 0)
+    relocations_at, relocations_size = (
+        struct.unpack_from("<II", data, 24) if header >= 32 <= len(data) else (0, 0)
+    )
     functions = _by_section(data, header + functions_at, functions_size, 8, btf)
     relocations = _by_section(data, header + relocations_at, relocations_size, 16, btf)
     result = {}
     for name, records in functions.items():
-        scaled = b"".join(struct.pack("<II", at // 8, kind) for at, kind in struct.iter_unpack("<II", records))
+        scaled = b"".join(
+            struct.pack("<II", at // 8, kind) for at, kind in struct.iter_unpack("<II", records)
+        )
         result[name] = (scaled, relocations.get(name, b""))
     return result
 

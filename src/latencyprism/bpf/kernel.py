@@ -37,7 +37,9 @@ def supported_machine() -> str:
     """``x86_64`` or ``aarch64``; raises PrismError elsewhere."""
     machine = platform.machine()
     if machine not in _NUMBERS:
-        raise PrismError("cannot use eBPF", f"no programs are built for {machine}", "Run on x86_64 or aarch64.")
+        raise PrismError(
+            "cannot use eBPF", f"no programs are built for {machine}", "Run on x86_64 or aarch64."
+        )
     return machine
 
 
@@ -147,7 +149,9 @@ def btf_load(data: bytes) -> int:
 
 def _last_line(log: bytes) -> str:
     lines = [line for line in log.decode("utf-8", "replace").splitlines() if line.strip()]
-    lines = [line for line in lines if not line.startswith(("processed ", "stack depth", "verification time"))]
+    lines = [
+        line for line in lines if not line.startswith(("processed ", "stack depth", "verification time"))
+    ]
     return lines[-1][:200] if lines else ""
 
 
@@ -193,12 +197,20 @@ def program_load(
     except OSError:
         reason = _last_line(log.value)
         if reason and first.errno != errno.EPERM:
-            raise PrismError(f"cannot load the eBPF program {name}", f"the verifier refused: {reason}", KERNEL) from None
+            raise PrismError(
+                f"cannot load the eBPF program {name}", f"the verifier refused: {reason}", KERNEL
+            ) from None
         raise refused(f"cannot load the eBPF program {name}", first, reason) from None
 
 
 def link_uprobe_multi(
-    program: int, path: str, offsets: Sequence[int], cookies: Sequence[int], pid: int, *, returns: bool = False
+    program: int,
+    path: str,
+    offsets: Sequence[int],
+    cookies: Sequence[int],
+    pid: int,
+    *,
+    returns: bool = False,
 ) -> int:
     """One link for all ``offsets`` (file offsets in bytes) of the file at ``path``, only hit in ``pid``."""
     count = len(offsets)
@@ -216,7 +228,9 @@ def link_uprobe_multi(
     except OSError as error:
         if error.errno == errno.ESRCH:
             raise PrismError("cannot attach uprobes", f"process {pid} is gone") from None
-        raise refused("cannot attach uprobes", error, "uprobe_multi link; perf-event uprobes are not used") from None
+        raise refused(
+            "cannot attach uprobes", error, "uprobe_multi link; perf-event uprobes are not used"
+        ) from None
 
 
 def link_tracing(program: int, name: str) -> int:

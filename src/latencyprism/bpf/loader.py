@@ -42,7 +42,9 @@ def read_object(name: str) -> bytes:
     try:
         return resources.files("latencyprism.bpf").joinpath("programs", f"{name}.bpf.o").read_bytes()
     except OSError as error:
-        raise PrismError(f"the eBPF object {name} is missing", error.strerror or "", "Reinstall the package.") from None
+        raise PrismError(
+            f"the eBPF object {name} is missing", error.strerror or "", "Reinstall the package."
+        ) from None
 
 
 class LoadedObject:
@@ -54,7 +56,10 @@ class LoadedObject:
     """
 
     def __init__(
-        self, data: bytes, constants: Mapping[str, int] | None = None, entries: Mapping[str, int] | None = None
+        self,
+        data: bytes,
+        constants: Mapping[str, int] | None = None,
+        entries: Mapping[str, int] | None = None,
     ) -> None:
         self._descriptors: list[int] = []
         self._memory: mmap.mmap | None = None
@@ -160,10 +165,15 @@ class LoadedObject:
                 raise PrismError("cannot trace the scheduler", f"this kernel has no tracepoint {tracepoint}")
         return self._keep(
             kernel.program_load(
-                kind, section_name.split("/")[-1], self._relocate(section),
-                btf=self._btf_descriptor, func_info=functions, core_relocations=relocations,
-                attach_type=attach_type, attach_btf_id=attach_id,
-            )  # fmt: skip
+                kind,
+                section_name.split("/")[-1],
+                self._relocate(section),
+                btf=self._btf_descriptor,
+                func_info=functions,
+                core_relocations=relocations,
+                attach_type=attach_type,
+                attach_btf_id=attach_id,
+            )
         )
 
     def _relocate(self, section: Section) -> bytes:

@@ -42,10 +42,11 @@ class Point:
     first: bool = False
     data_arg: int = -1
     data_offset: int = 0
+    file: int = 0
 
 
 class Run(NamedTuple):
-    """Consecutive tokens of one sequence in a micro-batch; ``output``: 1 if the last one's logits are wanted."""
+    """Consecutive tokens of one sequence; ``output``: 1 if the last one's logits are wanted."""
 
     sequence: int
     first_position: int
@@ -54,7 +55,7 @@ class Run(NamedTuple):
 
 
 class Hit(NamedTuple):
-    """``time_ns`` CLOCK_MONOTONIC; ``point`` index into the points given; ``flags`` RETURN, UNREAD, TRUNCATED;
+    """``time_ns`` CLOCK_MONOTONIC; ``point`` index into the points; ``flags`` RETURN, UNREAD, TRUNCATED;
     ``args`` the first two arguments, at a return the returned value first; ``data`` the copied bytes."""
 
     time_ns: int
@@ -87,16 +88,16 @@ def entry_offset(elf: Elf, vaddr: int) -> int | None:
 
 
 class NativeProbe:
-    """Attached probes on one file in one process, until ``close`` (or the end of this process).
+    """Attached probes in one process, until ``close`` (or the end of this process).
 
-    ``file`` is a descriptor of the very file the target maps; it is only used while attaching.
+    ``files`` are descriptors of the very files the target maps; they are only used while attaching.
     Raises PrismError (no rights, kernel without the feature) or TargetRefused (a symbol is not there).
     """
 
     def __init__(
         self,
         pid: int,
-        file: int,
+        files: Sequence[int],
         points: Sequence[Point],
         constants: Mapping[str, int] | None = None,
         ring_bytes: int = RING_BYTES,
@@ -109,27 +110,31 @@ class NativeProbe:
         namespace = os.stat("/proc/self/ns/pid")
         values = dict(constants or {})
         values |= {"target_tgid": pid, "pidns_device": namespace.st_dev, "pidns_inode": namespace.st_ino}
-        offsets = self._resolve(file)
+        offsets = self._resolve(files)
         machine = kernel.supported_machine()
         self._object = LoadedObject(read_object(f"native_step.{machine}"), values, {"ring": ring_bytes})
         try:
             self._configure()
             self._ring = RingBuffer(self._object.maps["ring"].descriptor, ring_bytes)
-            self._attach(pid, file, offsets)
+            self._attach(pid, files, offsets)
         except BaseException:
             self.close()
             raise
 
-    def _resolve(self, file: int) -> list[int]:
-        with Elf(file) as elf:
-            found = elf.lookup(point.symbol for point in self.points)
-            offsets = []
-            for point in self.points:
-                symbol = found.get(point.symbol)
-                offset = entry_offset(elf, symbol.value) if symbol else None
-                if offset is None:
-                    raise TargetRefused("cannot probe the library", f"it has no function {point.symbol}")
-                offsets.append(offset)
+    def _resolve(self, files: Sequence[int]) -> list[int]:
+        """File offset of every point."""
+        offsets = [-1] * len(self.points)
+        for number, file in enumerate(files):
+            mine = [index for index, point in enumerate(self.points) if point.file == number]
+            with Elf(file) as elf:
+                found = elf.lookup(self.points[index].symbol for index in mine)
+                for index in mine:
+                    symbol = found.get(self.points[index].symbol)
+                    offset = entry_offset(elf, symbol.value) if symbol else None
+                    if offset is None:
+                        name = self.points[index].symbol
+                        raise TargetRefused("cannot probe the library", f"it has no function {name}")
+                    offsets[index] = offset
         return offsets
 
     def _configure(self) -> None:
@@ -137,16 +142,28 @@ class NativeProbe:
             flags = (_WAKE if point.wake else 0) | (_FIRST if point.first else 0)
             self._object.maps["points"][index] = _POINT.pack(flags, point.data_arg, point.data_offset, 0)
 
-    def _attach(self, pid: int, file: int, offsets: list[int]) -> None:
-        path = f"/proc/self/fd/{file}"
-        for program in dict.fromkeys(point.program for point in self.points):
-            chosen = [index for index, point in enumerate(self.points) if point.program == program]
-            descriptor = self._object.load(f"uprobe/{program}", kernel.PROG_KPROBE, kernel.ATTACH_UPROBE_MULTI)
+    def _attach(self, pid: int, files: Sequence[int], offsets: list[int]) -> None:
+        """One link for each program and file: links, not probes, are what costs time to take away."""
+        programs: dict[str, int] = {}
+        for program, number in dict.fromkeys((point.program, point.file) for point in self.points):
+            if program not in programs:
+                programs[program] = self._object.load(
+                    f"uprobe/{program}", kernel.PROG_KPROBE, kernel.ATTACH_UPROBE_MULTI
+                )
+            chosen = [
+                index
+                for index, point in enumerate(self.points)
+                if (point.program, point.file) == (program, number)
+            ]
             self._links.append(
                 kernel.link_uprobe_multi(
-                    descriptor, path, [offsets[index] for index in chosen], chosen, pid,
+                    programs[program],
+                    f"/proc/self/fd/{files[number]}",
+                    [offsets[index] for index in chosen],
+                    chosen,
+                    pid,
                     returns=program == "hit_return",
-                )  # fmt: skip
+                )
             )
 
     @property

@@ -204,12 +204,15 @@ INLINE int read_u64(u64 *to, u64 from)
     return bpf_probe_read_user(to, sizeof(*to), (void *)from) != 0;
 }
 
-/* Tokens come grouped by sequence, `group_tokens` each; neighbouring groups of one sequence are joined. */
-INLINE u8 walk(struct ubatch_hit *record, u64 ubatch)
+/*
+ * Tokens come grouped by sequence, `group_tokens` each; neighbouring groups of one sequence are joined.
+ * What the loop carries along is kept in the record, whose content the verifier does not follow: so all
+ * paths look alike to it at the head of the loop, and 512 turns stay cheap to verify.
+ */
+INLINE u8 walk(volatile struct ubatch_hit *record, u64 ubatch)
 {
-    u32 groups, group_tokens, count = 0;
+    u32 groups, group_tokens;
     u64 positions, ids, outputs;
-    struct run run = {};
 
     if (read_u32(&groups, ubatch + ubatch_sequences) ||
         read_u32(&group_tokens, ubatch + ubatch_sequence_tokens) ||
@@ -219,40 +222,32 @@ INLINE u8 walk(struct ubatch_hit *record, u64 ubatch)
         return HIT_UNREAD;
     for (u32 group = 0; group < MAX_GROUPS; group++) {
         u32 first = group * group_tokens, last = first + group_tokens - 1;
+        volatile struct run *run = &record->runs[(record->hit.runs - 1) & (MAX_RUNS - 1)];
         u32 sequence, position;
         u64 id;
         u8 output = 0;
 
         if (group >= groups)
-            break;
+            return 0;
         if (read_u32(&position, positions + 4ull * first) ||
             read_u64(&id, ids + 8ull * (ubatch_ids_per_sequence ? group : first)) || read_u32(&sequence, id) ||
             bpf_probe_read_user(&output, 1, (void *)(outputs + last)))
             return HIT_UNREAD;
-        if (run.tokens && run.sequence == (s32)sequence && run.first_position + run.tokens == position) {
-            run.tokens += group_tokens;
-            run.output = output != 0;
+        if (record->hit.runs && run->sequence == (s32)sequence && run->first_position + run->tokens == position) {
+            run->tokens += group_tokens;
+            run->output = output != 0;
             continue;
         }
-        if (run.tokens) {
-            if (count >= MAX_RUNS)
-                return HIT_TRUNCATED;
-            record->runs[count & (MAX_RUNS - 1)] = run;
-            count++;
-        }
-        run.sequence = sequence;
-        run.first_position = position;
-        run.tokens = group_tokens;
-        run.output = output != 0;
+        if (record->hit.runs >= MAX_RUNS)
+            return HIT_TRUNCATED;
+        run = &record->runs[record->hit.runs & (MAX_RUNS - 1)];
+        run->sequence = sequence;
+        run->first_position = position;
+        run->tokens = group_tokens;
+        run->output = output != 0;
+        record->hit.runs++;
     }
-    if (groups > MAX_GROUPS || count >= MAX_RUNS)
-        return HIT_TRUNCATED;
-    if (run.tokens) {
-        record->runs[count & (MAX_RUNS - 1)] = run;
-        count++;
-    }
-    record->hit.runs = count;
-    return 0;
+    return groups > MAX_GROUPS ? HIT_TRUNCATED : 0;
 }
 
 SEC("uprobe/ubatch")
