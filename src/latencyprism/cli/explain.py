@@ -1,0 +1,100 @@
+"""Say in words what a capture holds: what alerted, what was expected, where the excess is, and why."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from latencyprism.errors import BadInput
+from latencyprism.faces import story
+from latencyprism.faces.contrast import contrast
+from latencyprism.faces.report import write_report
+from latencyprism.recorder import Capture, read_capture
+from latencyprism.records import Step
+
+NAME = "explain"
+HELP = "say in words what a capture holds"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("capture", metavar="CAPTURE", type=Path, help="a file that watch or record wrote")
+    parser.add_argument("--step", type=int, metavar="N", help="everything about step N and the spans in it")
+    parser.add_argument(
+        "--slowest",
+        type=_count,
+        default=5,
+        metavar="N",
+        help="how many of the slowest steps to list (default 5)",
+    )
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write an HTML report, readable offline")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of words")
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or len(text) > 6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of steps")
+    return int(text)
+
+
+def run(args: argparse.Namespace) -> int:
+    capture = read_capture(args.capture)
+    if args.report is not None:
+        write_report(args.report, capture, capture_path=args.capture)
+    if args.step is not None:
+        _tell_step(capture, args.step, args.json)
+    elif args.json:
+        print(json.dumps(_as_json(capture, args.slowest), default=str))
+    else:
+        print("\n".join(story.tell(capture, str(args.capture), args.slowest)))
+    return 0
+
+
+def _tell_step(capture: Capture, number: int, as_json: bool) -> None:
+    found = [step for step in capture.steps if step.step == number]
+    if not found:
+        held = [step.step for step in capture.steps]
+        why = f"it holds steps {min(held)} to {max(held)}" if held else "it holds no steps"
+        raise BadInput(f"step {number} is not in the capture", why)
+    if as_json:
+        spans = [
+            s for s in capture.spans if any(s.start_ns < f.end_ns and s.end_ns > f.start_ns for f in found)
+        ]
+        told = {"steps": [step._asdict() for step in found], "spans": [span._asdict() for span in spans]}
+        print(json.dumps(_finite(told)))
+    else:
+        print("\n".join(story.tell_step(capture, number)))
+
+
+def _as_json(capture: Capture, count: int) -> Any:
+    compared = contrast(capture.steps, capture.alerts[0]) if capture.alerts else None
+    return _finite(
+        {
+            "meta": capture.meta,
+            "steps": len(capture.steps),
+            "spans": len(capture.spans),
+            "counters": len(capture.counters),
+            "alerts": [asdict(alert) for alert in capture.alerts],
+            "verdict": capture.verdict.to_dict() if capture.verdict else None,
+            "contrast": asdict(compared) if compared else None,
+            "slowest": [_slow(step, expected) for step, expected in story.slowest(capture, count)],
+            "notices": capture.notices,
+        }
+    )
+
+
+def _slow(step: Step, expected: float | None) -> dict[str, Any]:
+    return {**step._asdict(), "duration_ms": step.duration_ms, "expected_ms": expected}
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: what is none is null."""
+    if isinstance(value, float):
+        return value if abs(value) != float("inf") and value == value else None
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return value
