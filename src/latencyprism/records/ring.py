@@ -46,8 +46,9 @@ STEP_WIRE: tuple[str, ...] = (
     "prefill_tokens", "decode_tokens", "cached_tokens", "context_tokens", "attention_work",
     "draft_tokens", "accepted_tokens", "preempted", "running", "waiting", "kv_usage",
     "schedule_ns", "execute_ns", "sample_ns", "update_ns", "gap_ns", "gc_ns",
-    "output_tokens", "prompt_tokens_done", "finished", "scheduled_at_ns", "self_ns",
+    "output_tokens", "prompt_tokens_done", "finished", "scheduled_at_ns", "self_ns", "self_critical_ns",
 )  # fmt: skip
+# self_ns: the probe's own time in the step before, all of it and the part while the engine does not wait.
 # Payload of KIND_WORKER: one model execution seen inside a worker process.
 WORKER_WIRE: tuple[str, ...] = (
     "rank", "start_ns", "end_ns", "sample_start_ns", "sample_end_ns", "tokens", "gc_ns", "self_ns",

@@ -42,7 +42,10 @@ class Totals:
         self.steps_with_output = 0
         self.worker_records = 0
         self.worker_tokens = 0
-        self.probe_self_ns: deque[int] = deque(maxlen=100_000)
+        # The probe's own time in the step before each record; critical: while the engine does not wait.
+        self.probe_self_ns: deque[int] = deque(maxlen=20_000)
+        self.probe_critical_ns: deque[int] = deque(maxlen=20_000)
+        self.worker_self_ns: deque[int] = deque(maxlen=20_000)
 
 
 class PythonSource:
@@ -142,6 +145,8 @@ class PythonSource:
             self._runs.setdefault(pid, deque(maxlen=_MAX_WAITING_FOR_STEP)).append(run)
             self.totals.worker_records += 1
             self.totals.worker_tokens += run.tokens
+            if words[7] > 0:
+                self.totals.worker_self_ns.append(words[7])
             window.spans.append(Span(track, "execute_model", run.start_ns, run.end_ns))
             if run.sample_start_ns is not None and run.sample_end_ns is not None:
                 window.spans.append(Span(track, "sample_tokens", run.sample_start_ns, run.sample_end_ns))
@@ -164,6 +169,9 @@ class PythonSource:
         if outputs > 0:
             self.totals.output_tokens += outputs
             self.totals.steps_with_output += 1
+        if words[_STEP_AT["self_ns"]] > 0:
+            self.totals.probe_self_ns.append(words[_STEP_AT["self_ns"]])
+            self.totals.probe_critical_ns.append(words[_STEP_AT["self_critical_ns"]])
         usage = words[_STEP_AT["kv_usage"]]
         return Step(
             engine=self.engine,

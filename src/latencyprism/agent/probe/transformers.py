@@ -22,6 +22,7 @@ class LoopReader:
         self.last_end = 0
         self.gc_seen = probe.gc_ns
         self.known = set()
+        self.own_before = 0
         self.clear()
 
     def clear(self):
@@ -146,11 +147,12 @@ class LoopReader:
             NULL, NULL, NULL,
             running, size(scheduler.waiting_requests), NULL,
             self.prepare_end - start, self.step_end - self.prepare_end, NULL, end - update_start, gap, gc_ns,
-            work[8], NULL, max(active_before - running, 0), self.prepare_end, self.own_ns,
+            work[8], NULL, max(active_before - running, 0), self.prepare_end, self.own_before,
+            self.own_before,
         ))  # fmt: skip
         if probe.alive:
-            own = self.own_ns + now_ns() - end
-            probe.cost(own, own)
+            self.own_before = self.own_ns + now_ns() - end
+            probe.cost(self.own_before, self.own_before)
 
 
 def reader(probe, config):

@@ -67,6 +67,7 @@ class EngineReader:
         self.preempted = 0
         self.gc_seen = probe.gc_ns
         self.carry_ns = 0
+        self.own_before = self.critical_before = 0
 
     def wrap_schedule(self, original):
         probe, reader = self.probe, self
@@ -165,11 +166,13 @@ class EngineReader:
             work[8], accepted, preempted,
             len(scheduler.running), size(scheduler.waiting), usage_ppm(scheduler),
             scheduled_at - start, update_start - scheduled_at, NULL, end - update_start, gap, gc_ns,
-            outputs, NULL, len(scheduled.finished_req_ids), scheduled_at, stash_ns + waiting_ns,
+            outputs, NULL, len(scheduled.finished_req_ids), scheduled_at, self.own_before,
+            self.critical_before,
         ))  # fmt: skip
         if probe.alive:
-            own = stash_ns + now_ns() - end
-            probe.cost(own + waiting_ns, own)
+            self.critical_before = stash_ns + now_ns() - end
+            self.own_before = self.critical_before + waiting_ns
+            probe.cost(self.own_before, self.critical_before)
 
 
 def usage_ppm(scheduler):
@@ -188,6 +191,7 @@ class WorkerReader:
         self.rank = rank
         self.open = None
         self.gc_seen = probe.gc_ns
+        self.own_before = 0
 
     def wrap_execute(self, original):
         probe, reader = self.probe, self
@@ -236,11 +240,11 @@ class WorkerReader:
         begun = now_ns()
         gc_ns = probe.gc_ns - self.gc_seen
         self.gc_seen = probe.gc_ns
-        from_word = (self.rank, start, end, sample_start, sample_end, tokens, gc_ns, 0)
+        from_word = (self.rank, start, end, sample_start, sample_end, tokens, gc_ns, self.own_before)
         probe.emit(KIND_WORKER, from_word)
         if probe.alive:
-            own = now_ns() - begun
-            probe.cost(own, own)
+            self.own_before = now_ns() - begun
+            probe.cost(self.own_before, self.own_before)
 
 
 def reader(probe, config):

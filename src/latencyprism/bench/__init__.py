@@ -1,0 +1,1 @@
+"""Benchmarks on real engines: fidelity, overhead, alert delay, false alarms. Ratios within one run."""

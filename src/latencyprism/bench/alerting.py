@@ -1,0 +1,160 @@
+"""From an anomalous step to the alert on standard output: delay, completeness, place; and what the watcher costs.
+
+Starts a real engine under steady load, watches it with the command a person would use, and disturbs it: short
+stops of the process that does the work, now and then, and a neighbour on its core.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latencyprism import inject
+from latencyprism.errors import PrismError
+from latencyprism.lab import load, serve
+
+LEARN_S = 40.0
+MATCH_S = 1.5
+
+
+class WatchProcess:
+    """`latencyprism watch` as a child; its JSON lines with the time each was received."""
+
+    def __init__(self, pid: int, *arguments: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "latencyprism", "watch", "-p", str(pid), "--json", *arguments],
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.lines: list[tuple[int, dict[str, Any]]] = []
+        self._attached: queue.Queue[bool] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+        if not self._attached.get(timeout=30):
+            raise PrismError("the watch did not attach")
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def _read(self) -> None:
+        assert self._process.stdout
+        for line in self._process.stdout:
+            now = time.monotonic_ns()
+            entry = json.loads(line)
+            self.lines.append((now, entry))
+            if entry.get("event") == "attached":
+                self._attached.put(True)
+        self._attached.put(False)
+
+    def alerts(self, since_ns: int = 0, until_ns: int = 2**63) -> list[tuple[int, dict[str, Any]]]:
+        return [(t, e) for t, e in self.lines if e.get("event") == "alert" and since_ns <= t < until_ns]
+
+    def cpu_s(self) -> float:
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / float(os.sysconf("SC_CLK_TCK"))
+
+    def rss_mb(self) -> float:
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+        return float("nan")
+
+    def close(self) -> dict[str, Any]:
+        """Ends the watch as Ctrl-C would; its last line."""
+        self._process.terminate()
+        self._process.wait(40)
+        return self.lines[-1][1] if self.lines else {}
+
+
+def run(engine: str, stops: int, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Learn, then ``stops`` stops of 50 ms, then a neighbour that takes half of the core."""
+    rng = random.Random(seed)
+    with serve.start(engine) as server:  # type: ignore[arg-type]
+        say(f"{engine} serves, started in {server.start_s:.0f} s")
+        target = server.roles.get("worker", server.pid)
+        seconds = LEARN_S + stops * 2.6 + 60
+        profile = load.profile("mixed").but(clients=6, think_ms=0.0, duration_s=seconds)
+        with load.Load(server, profile):
+            watch = WatchProcess(server.pid)
+            try:
+                usage = _learn(watch, say)
+                quiet_until = time.monotonic_ns()
+                truth = _stops(target, stops, rng)
+                stops_until = time.monotonic_ns()
+                say(f"{stops} stops made, neighbour next")
+                neighbour = _neighbour(target)
+                time.sleep(1.0)
+            finally:
+                last = watch.close()
+    result = _score(watch, truth, quiet_until, stops_until, neighbour, target)
+    return {"engine": engine, **result, **usage, "ended": last}
+
+
+def _learn(watch: WatchProcess, say: Callable[[str], None]) -> dict[str, Any]:
+    time.sleep(5.0)
+    cpu, begun = watch.cpu_s(), time.monotonic()
+    time.sleep(LEARN_S - 5.0)
+    share = (watch.cpu_s() - cpu) / (time.monotonic() - begun)
+    say(f"watched for {LEARN_S:.0f} s")
+    return {"watcher_cpu_share": round(share, 4), "watcher_rss_mb": round(watch.rss_mb(), 1)}
+
+
+def _stops(target: int, count: int, rng: random.Random) -> list[tuple[int, int]]:
+    """Stops of 50 ms at random moments, (start, end) CLOCK_MONOTONIC ns each."""
+    truth: list[tuple[int, int]] = []
+    for _ in range(count):
+        time.sleep(1.5 + rng.random())
+        with inject.start("peer.stalled", target, duration_s=0.3, stop_ms=50.0, every_s=10.0) as injection:
+            injection.wait()
+            truth += [(start, end) for start, end, _ in injection.truth()]
+    return truth
+
+
+def _neighbour(target: int) -> dict[str, Any]:
+    with inject.start("cpu.neighbour", target, strength=0.5, duration_s=15.0) as injection:
+        begun = time.monotonic_ns()
+        injection.wait()
+        ended = time.monotonic_ns()
+        effect = injection.effect_check()
+    return {"start": begun, "end": ended, "effect": effect}
+
+
+def _score(
+    watch: WatchProcess, truth: list[tuple[int, int]], quiet_until: int, stops_until: int,
+    neighbour: dict[str, Any], target: int,
+) -> dict[str, Any]:  # fmt: skip
+    during = watch.alerts(quiet_until, stops_until)
+    delays = [e["delay_ms"] for _, e in watch.alerts(quiet_until) if e["delay_ms"] is not None]
+    hit = [[e for t, e in during if start <= t < end + MATCH_S * 1e9] for start, end in truth]
+    located = [any(str(target) in (e["where"] or "") for e in alerts) for alerts in hit if alerts]
+    near = watch.alerts(neighbour["start"], neighbour["end"] + 10**9)
+    pages = [(t, e) for t, e in near if e["level"] == "page"]
+    return {
+        "n": len(delays),
+        "delay_ms_p50": _quantile(delays, 0.5),
+        "delay_ms_p99": _quantile(delays, 0.99),
+        "delay_ms_max": max(delays, default=None),
+        "stops": len(truth),
+        "stops_alerted": sum(bool(alerts) for alerts in hit),
+        "stops_located": sum(located),
+        "neighbour_alerted": bool(near),
+        "neighbour_page_after_s": round((pages[0][0] - neighbour["start"]) / 1e9, 2) if pages else None,
+        "neighbour_located": any(str(target) in (e["where"] or "") for _, e in near),
+        "neighbour_effect": neighbour["effect"],
+        "alerts_before_faults": len(watch.alerts(0, quiet_until)),
+        "pages_before_faults": sum(e["level"] == "page" for _, e in watch.alerts(0, quiet_until)),
+    }
+
+
+def _quantile(values: list[float], q: float) -> float | None:
+    return round(float(np.quantile(values, q)), 3) if values else None

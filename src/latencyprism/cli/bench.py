@@ -1,0 +1,108 @@
+"""Measure the tool itself on real engines (tiny random models, CPU), and its detector on recorded streams.
+
+fidelity: records against the engine's own counters. overhead: paired windows with and without the watch.
+alert: delay from an anomalous step to the alert. quiet: false alarms in a long normal run with surges.
+detect: graded faults on a recorded step log. attach: attach and detach again and again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from latencyprism.cli import bench_detect
+from latencyprism.cli.options import duration_s
+from latencyprism.errors import BadInput
+
+NAME = "bench"
+HELP = "measure fidelity, overhead, alert delay and detection"
+ENGINES = ("vllm", "transformers", "llama.cpp")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_subparsers(metavar="WHAT", dest="what", required=True)
+    _engine_bench(what, "fidelity", "records against the engine's own counters", seconds=60.0, clients=8)
+    overhead = _engine_bench(what, "overhead", "paired windows with and without the watch", clients=8)
+    overhead.add_argument("--pairs", type=int, default=30, help="default 30")
+    overhead.add_argument("--window", type=duration_s, default=3.0, metavar="TIME", help="default 3s")
+    alert = _engine_bench(what, "alert", "delay from an anomalous step to the alert")
+    alert.add_argument("--stops", type=int, default=30, help="stops of 50 ms (default 30)")
+    _engine_bench(what, "quiet", "false alarms in a normal run with surges", seconds=600.0)
+    attach = what.add_parser("attach", help="attach and detach again and again on a busy target")
+    attach.add_argument("--cycles", type=int, default=200)
+    attach.add_argument("--python", action="append", help="an interpreter to try (repeat; default: this one)")
+    attach.add_argument("--json", action="store_true")
+    attach.set_defaults(bench=_attach)
+    detect = what.add_parser(bench_detect.NAME.removeprefix("bench "), help=bench_detect.HELP)
+    bench_detect.add_arguments(detect)
+    detect.set_defaults(bench=bench_detect.run)
+
+
+def _engine_bench(
+    what: Any, name: str, text: str, *, seconds: float | None = None, clients: int | None = None
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = what.add_parser(name, help=text)
+    parser.add_argument("--engine", choices=ENGINES, default="vllm")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    if seconds is not None:
+        parser.add_argument("-d", "--duration", type=duration_s, default=seconds, metavar="TIME")
+    if clients is not None:
+        parser.add_argument("--clients", type=int, default=clients)
+    parser.set_defaults(bench=_on_engine)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    code: int = args.bench(args)
+    return code
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _on_engine(args: argparse.Namespace) -> int:
+    if args.what == "fidelity":
+        from latencyprism.bench import fidelity
+
+        result = fidelity.run(args.engine, args.duration, args.clients, _say)
+    elif args.what == "overhead":
+        from latencyprism.bench import overhead
+
+        if not 1 <= args.pairs <= 500:
+            raise BadInput("--pairs must be from 1 to 500")
+        result = overhead.run(args.engine, args.pairs, args.window, args.clients, args.seed, _say)
+    elif args.what == "alert":
+        from latencyprism.bench import alerting
+
+        result = alerting.run(args.engine, args.stops, args.seed, _say)
+    else:
+        from latencyprism.bench import quiet
+
+        result = quiet.run(args.engine, args.duration, _say)
+    return _print(result, args.json)
+
+
+def _attach(args: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from latencyprism.attach.cycles import run_cycles
+
+    if not 1 <= args.cycles <= 100_000:
+        raise BadInput("--cycles must be from 1 to 100000")
+    pythons = args.python or [sys.executable]
+    return _print(
+        {"versions": {python: asdict(run_cycles(python, args.cycles)) for python in pythons}}, args.json
+    )
+
+
+def _print(result: dict[str, Any], as_json: bool) -> int:
+    if as_json:
+        print(json.dumps(result))
+    else:
+        for name, value in result.items():
+            print(f"{name:28} {value}")
+    return 0

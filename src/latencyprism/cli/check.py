@@ -1,0 +1,110 @@
+"""Tell what is here and what can be seen: engines found, conditions met or not, and how to meet them.
+
+With -p it looks at one process; nothing is attached and nothing in it is touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from latencyprism.attach.permissions import conditions as attach_conditions
+from latencyprism.bpf.features import conditions as bpf_conditions
+from latencyprism.cli.options import add_pid
+from latencyprism.engines.discovery import Replica, discover
+from latencyprism.engines.packs import PYTHON_ENGINES, load_pack
+from latencyprism.sentinel.claim import holder_of
+
+NAME = "check"
+HELP = "say which engines are here and what can be seen of them"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_pid(parser)
+    parser.add_argument("--packs", action="store_true", help="list the probe packs and their version ranges")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.packs:
+        return _packs(args.json)
+    replicas = discover(args.pid)
+    report: dict[str, Any] = {
+        "engines": [_describe(replica) for replica in replicas],
+        "kernel": [_condition(c) for c in bpf_conditions()],
+    }
+    if args.json:
+        print(json.dumps(report))
+    else:
+        _print(report)
+    met = all(c["ok"] for engine in report["engines"] for c in engine["conditions"])
+    return 0 if met or args.pid is None else 3
+
+
+def _describe(replica: Replica) -> dict[str, Any]:
+    native = replica.engine == "llama.cpp"
+    warning = None if native else load_pack(replica.engine).choose(replica.version)[1]
+    conditions = []
+    for member in replica.members:
+        if member.role != "api" and not native:
+            conditions += [{"pid": member.pid, **_condition(c)} for c in attach_conditions(member.pid)]
+    return {
+        "engine": replica.engine,
+        "version": replica.version,
+        "replica": replica.number,
+        "processes": {str(pid): role for pid, role in replica.roles().items()},
+        "watched_by": [h for m in replica.members if (h := holder_of(m.process.identity)) is not None],
+        "attach": "kernel probes" if native else "probe in the interpreter",
+        "warning": warning,
+        "conditions": conditions,
+    }
+
+
+def _condition(condition: Any) -> dict[str, Any]:
+    name, ok, detail, remedy = (
+        condition
+        if isinstance(condition, tuple)
+        else (condition.name, condition.ok, condition.detail, condition.remedy)
+    )
+    return {"name": name, "ok": bool(ok), "detail": detail, "remedy": remedy}
+
+
+def _print(report: dict[str, Any]) -> None:
+    if not report["engines"]:
+        print("No engine found: vLLM, Transformers serving with continuous batching, llama.cpp.")
+    for engine in report["engines"]:
+        who = ", ".join(f"{role} {pid}" for pid, role in engine["processes"].items())
+        print(f"{engine['engine']} {engine['version'] or ''}".rstrip() + f": {who}")
+        print(f"  seen through: {engine['attach']}")
+        for holder in engine["watched_by"]:
+            print(f"  watched already, by process {holder}")
+        if engine["warning"]:
+            print(f"  note: {engine['warning']}")
+        _print_conditions(engine["conditions"])
+    print("this machine and user:")
+    _print_conditions(report["kernel"])
+
+
+def _print_conditions(conditions: list[dict[str, Any]]) -> None:
+    for condition in conditions:
+        mark = "ok  " if condition["ok"] else "NOT "
+        of = f" [{condition['pid']}]" if "pid" in condition else ""
+        print(f"  {mark}{condition['name']}{of}: {condition['detail']}")
+        if not condition["ok"] and condition["remedy"]:
+            print(f"       remedy: {condition['remedy']}")
+
+
+def _packs(as_json: bool) -> int:
+    rows = [
+        {"engine": engine, "from": entry.since, "below": entry.below, "verified": list(entry.verified)}
+        for engine in PYTHON_ENGINES
+        for entry in load_pack(engine).ranges
+    ]
+    if as_json:
+        print(json.dumps({"packs": rows}))
+    else:
+        for row in rows:
+            verified = ", ".join(row["verified"]) or "none"
+            print(f"{row['engine']:14} {row['from']} <= version < {row['below']}   run against: {verified}")
+    return 0

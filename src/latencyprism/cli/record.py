@@ -1,0 +1,78 @@
+"""Record an engine for a few seconds with the deeper probes, without waiting for an alert.
+
+Writes one capture file that Perfetto opens (https://ui.perfetto.dev, nothing is uploaded) and that
+`latencyprism explain` reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from latencyprism.cli.options import add_duration, add_pid
+from latencyprism.engines.discovery import discover
+from latencyprism.errors import BadInput, PrismError
+from latencyprism.sentinel.incident_capture import IncidentCapture
+from latencyprism.sentinel.replica_watch import ReplicaWatch
+from latencyprism.sentinel.targets import attach
+
+NAME = "record"
+HELP = "record an engine for some seconds into a capture"
+PERIOD_S = 0.05
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_pid(parser, required=True, what="any process of the engine")
+    add_duration(parser, 5.0, "how long (default 5s)")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: PID.pftrace here")
+    parser.add_argument("--no-deep", action="store_true", help="step records and host counters alone")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    path: Path = args.output or Path(f"{args.pid}.pftrace")
+    if path.exists():
+        raise BadInput(f"{path} is there already", "it is not overwritten", "name another file with -o")
+    if args.duration > 120:
+        raise BadInput("that is too long", "a recording is kept in memory; 120s at most")
+    replica = discover(args.pid)[0]
+    watch = ReplicaWatch(attach(replica), horizon_s=args.duration + 30)
+    try:
+        result = _record(watch, path, args.duration, deep=not args.no_deep)
+    finally:
+        watch.close()
+    if "error" in result:
+        raise PrismError(f"cannot write {path}", str(result["error"]))
+    report = {
+        "capture": str(path),
+        "steps": watch.counts.steps,
+        "lost": watch.attachment.source.lost,
+        **result,
+    }
+    if args.json:
+        print(json.dumps(report))
+    else:
+        print(f"{path}: {report['steps']} steps, {report['lost']} records lost", file=sys.stdout)
+        print(f"open it at https://ui.perfetto.dev, or: latencyprism explain {path}")
+    return 0
+
+
+def _record(watch: ReplicaWatch, path: Path, seconds: float, *, deep: bool) -> dict[str, object]:
+    capture = IncidentCapture(watch, None, path, after_s=seconds, deep=deep)
+    next_slow = 0.0
+    while capture.result is None:
+        watch.settle()
+        time.sleep(PERIOD_S)
+        watch.poll()
+        now = time.monotonic()
+        if now >= next_slow:
+            next_slow = now + 0.2
+            watch.sample_host(time.monotonic_ns())
+            renew = getattr(watch.attachment.source, "renew", None)
+            if renew is not None:
+                renew()
+            capture.step(time.monotonic_ns())
+    return capture.result
