@@ -200,6 +200,15 @@ def kernel_type(kind: int, names: list[str], path: Path = _VMLINUX) -> dict[str,
     return _walk(data[types_at : types_at + types_size], kind, wanted)
 
 
+def tracepoint_types(names: list[str]) -> dict[str, int]:
+    """{tracepoint: type number to attach a tp_btf program to}; PrismError when one is not there."""
+    found = kernel_type(TYPEDEF, [f"btf_trace_{name}" for name in names])
+    for name in names:
+        if f"btf_trace_{name}" not in found:
+            raise PrismError("cannot trace the kernel", f"this kernel has no tracepoint {name}")
+    return {name: found[f"btf_trace_{name}"] for name in names}
+
+
 def _walk(types: bytes, kind: int, wanted: dict[int, str]) -> dict[str, int]:
     tails = [_TAIL.get(index, (0, 0)) for index in range(32)]
     found: dict[str, int] = {}

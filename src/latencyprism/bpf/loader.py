@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from latencyprism.bpf import kernel
-from latencyprism.bpf.btf import DATASEC, STRUCT, TYPEDEF, Btf, kernel_type, parse_ext
+from latencyprism.bpf.btf import DATASEC, STRUCT, TYPEDEF, Btf, parse_ext
 from latencyprism.bpf.object_file import ObjectFile, Section, parse_object
 from latencyprism.errors import BadInput, PrismError
 
@@ -152,17 +152,12 @@ class LoadedObject:
             raise KeyError(name)
         return int.from_bytes(self._memory[offset : offset + size], "little")
 
-    def load(self, section_name: str, kind: int, attach_type: int = 0, tracepoint: str = "") -> int:
+    def load(self, section_name: str, kind: int, attach_type: int = 0, attach_btf_id: int = 0) -> int:
         """Verify the program of a section; the descriptor stays owned by this object."""
         section = self._object.section(section_name)
         if section is None or not section.executable:
             raise BadInput("not a usable eBPF object", f"no program {section_name}")
         functions, relocations = self._info.get(section_name, (b"", b""))
-        attach_id = 0
-        if tracepoint:
-            attach_id = kernel_type(TYPEDEF, [f"btf_trace_{tracepoint}"]).get(f"btf_trace_{tracepoint}", 0)
-            if not attach_id:
-                raise PrismError("cannot trace the scheduler", f"this kernel has no tracepoint {tracepoint}")
         return self._keep(
             kernel.program_load(
                 kind,
@@ -172,7 +167,7 @@ class LoadedObject:
                 func_info=functions,
                 core_relocations=relocations,
                 attach_type=attach_type,
-                attach_btf_id=attach_id,
+                attach_btf_id=attach_btf_id,
             )
         )
 

@@ -94,10 +94,15 @@ INLINE void leave(struct task_struct *task, struct task_struct *next, u32 state,
 INLINE void enter(struct task_struct *task, struct task_struct *before, u64 now)
 {
     u32 tid = task->pid;
-    struct wait *wait = bpf_map_lookup_elem(&waits, &tid);
+    struct wait fresh = {}, *wait = bpf_map_lookup_elem(&waits, &tid);
     struct switch_in *record;
 
-    if (!wait || !wait->out_ns)
+    if (!wait) {
+        fresh.on_ns = now;
+        bpf_map_update_elem(&waits, &tid, &fresh, BPF_ANY);
+        return;
+    }
+    if (!wait->out_ns)
         return;
     record = bpf_ringbuf_reserve(&ring, sizeof(*record), 0);
     if (!record) {

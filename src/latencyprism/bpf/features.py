@@ -1,0 +1,137 @@
+"""What eBPF can do here, found out by doing it: versions and capability bits promise more than they hold."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from latencyprism.attach.maps import open_mapped, read_maps
+from latencyprism.bpf import kernel
+from latencyprism.bpf.btf import tracepoint_types
+from latencyprism.bpf.native import NativeProbe, Point
+from latencyprism.bpf.sched import SchedProbe
+from latencyprism.errors import PrismError
+
+# Cheap, without effect, and starting with a push in common builds of glibc, as most functions of libraries
+# do: the kernel emulates a push, but has to single-step most other instructions at ten times the cost.
+_PROBED = "wctob"
+_CALLS, _ROUNDS = 2000, 5
+
+
+class Condition(NamedTuple):
+    """``detail`` says what was found; ``remedy`` what to do when not ``ok``."""
+
+    name: str
+    ok: bool
+    detail: str
+    remedy: str
+
+
+def conditions() -> list[Condition]:
+    """Each thing the eBPF probes need, tried; under a second, nothing is left behind."""
+    found = [
+        _try("architecture", kernel.supported_machine),
+        _try("kernel type information", lambda: f"{_tracepoints()} tracepoints resolved"),
+        _try("bpf(2) allowed", _create_ring),
+        _try("uprobes on a process (uprobe_multi)", _probe_self),
+        _try("scheduler tracing, structure offsets right", _trace_self),
+        _pid_namespace(),
+        _jit(),
+        _lockdown(),
+    ]
+    return found
+
+
+def _try(name: str, action: Callable[[], str]) -> Condition:
+    try:
+        return Condition(name, True, action(), "")
+    except PrismError as error:
+        return Condition(name, False, f"{error.what}: {error.why}" if error.why else error.what, error.remedy)
+
+
+def _tracepoints() -> int:
+    return len(tracepoint_types(["sched_switch", "sched_wakeup"]))
+
+
+def _create_ring() -> str:
+    os.close(kernel.map_create(kernel.MAP_RINGBUF, 0, 0, 4096, 0, "try"))
+    return "a ring buffer was created"
+
+
+def _trace_self() -> str:
+    with SchedProbe([os.getpid()]) as probe:
+        time.sleep(0.002)
+        events = len(probe.stop())
+    return f"own sleep seen, {events} events"
+
+
+def _probe_self() -> str:
+    cost_ns, hits = measure_probe()
+    return f"{hits} of {_CALLS * _ROUNDS} calls seen, {cost_ns:.0f} ns each"
+
+
+def measure_probe() -> tuple[float, int]:
+    """(added ns per hit of a function-entry probe with its record, hits seen), on a C function in this
+    very process. The best of several rounds; PrismError when probes are not possible or hits are missing."""
+    call = getattr(ctypes.CDLL(None), _PROBED)
+    pid = os.getpid()
+    address = ctypes.cast(call, ctypes.c_void_p).value or 0
+    mapping = next((m for m in read_maps(pid) if m.start <= address < m.end and m.inode), None)
+    if mapping is None:
+        raise PrismError("cannot try a uprobe", "the C library is not mapped from a file")
+    bare_ns = min(_round(call) for _ in range(_ROUNDS))
+    file = open_mapped(pid, mapping)
+    try:
+        probe = NativeProbe(pid, [file], [Point(_PROBED)])
+    finally:
+        os.close(file)
+    try:
+        probed_ns = min(_round(call) for _ in range(_ROUNDS))
+        hits = sum(1 for _ in probe.read())
+        if hits != _CALLS * _ROUNDS or probe.lost:
+            raise PrismError("uprobes do not work", f"{hits} of {_CALLS * _ROUNDS} calls were seen")
+    finally:
+        probe.close()
+    return probed_ns - bare_ns, hits
+
+
+def _round(call: Callable[[int], int]) -> float:
+    """ns per call."""
+    start = time.perf_counter_ns()
+    for _ in range(_CALLS):
+        call(65)
+    return (time.perf_counter_ns() - start) / _CALLS
+
+
+def _pid_namespace() -> Condition:
+    initial = os.stat("/proc/self/ns/pid").st_ino == 0xEFFFFFFC
+    detail = "the host's" if initial else "a namespace of its own"
+    return Condition(
+        "pid namespace", initial, detail, "" if initial else "Start the container with --pid=host."
+    )
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None
+
+
+def _jit() -> Condition:
+    value = _read("/proc/sys/net/core/bpf_jit_enable")
+    detail = {"0": "off", "1": "on", "2": "on, debugging"}.get(value or "", "cannot be read")
+    return Condition(
+        "eBPF compiler", value != "0", detail, "" if value != "0" else "sysctl net.core.bpf_jit_enable=1"
+    )
+
+
+def _lockdown() -> Condition:
+    value = _read("/sys/kernel/security/lockdown")
+    blocked = value is not None and "[confidentiality]" in value
+    remedy = "Boot without lockdown=confidentiality: it forbids reading memory." if blocked else ""
+    return Condition("kernel lockdown", not blocked, value or "not in use", remedy)
