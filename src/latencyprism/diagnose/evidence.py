@@ -57,7 +57,7 @@ def _line(spec: SignalSpec, shift: Shift, step_ms: float | None) -> Evidence:
     return Evidence(spec.name, round(values[0], 4), round(values[1], 4), text)
 
 
-_SHARES = frozenset({"cached_share", "work"})
+_SHARES = frozenset({"work"})
 
 
 def _spoken(spec: SignalSpec, value: float, step_ms: float | None) -> str:

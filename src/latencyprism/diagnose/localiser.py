@@ -36,7 +36,8 @@ def localise(
     """Names the cause that best explains how ``suspect`` differs from ``reference``.
 
     ``roles`` is the one that the host sampler was given (pid -> role). The reference should be several times
-    longer than the suspect window: what stretches of that length do by themselves is learned from it. Any source may be missing; ``not_available`` and what is found missing here go to ``not_looked_at``. The
+    longer than the suspect window: what stretches of that length do by themselves is learned from it. Any
+    source may be missing; ``not_available`` and what is found missing here go to ``not_looked_at``. The
     probabilities include ``none`` (steps take what their work explains) and ``unknown``, and sum to 1.
     """
     table = table or builtin_table()

@@ -22,7 +22,7 @@ _MAGNITUDES = np.array([0.15, 0.3, 0.6, 1.2, 2.4, 4.8])
 _TEMPER = 0.7
 """Signals are not independent; each counts for less than a whole observation."""
 
-_PRIOR_NONE, _PRIOR_UNKNOWN, _PRIOR_CAUSES = 0.6, 0.12, 0.28
+_PRIOR_NONE, _PRIOR_UNKNOWN, _PRIOR_CAUSES = 0.6, 0.08, 0.32
 _LATENCY = ("slow", "level", "stall")
 _LOCATION_ONLY = frozenset({"schedule", "execute", "sample", "update", "gap"})
 
@@ -50,7 +50,8 @@ def _stays(shift: Shift, drift: float) -> Array:
 
 def _directed(shift: Shift, sign: float) -> Array:
     """Moved in one direction by an unknown amount."""
-    means = sign * _MAGNITUDES
+    # At least what stands out of the noise: a signal that did not visibly move must not count as moved.
+    means = sign * np.maximum(_MAGNITUDES, 2.5 * shift.sigma)
     each = log_t(shift.moved, means, np.sqrt(shift.sigma**2 + (_TOLERANCE * means) ** 2))
     return np.asarray(np.logaddexp.reduce(each) - log(len(means)))
 
@@ -68,6 +69,8 @@ def _move(shift: Shift, table: Table, move: float | str | None, drift: float) ->
         return _stays(shift, drift)
     if move == "free":
         return _mixed(0.5, log_t(shift.moved, 0.0, shift.sigma), _anywhere(shift))
+    if move == "with":
+        return _mixed(0.45, _stays(shift, 0.2), _coupled(shift, table, 1.0))
     if isinstance(move, str):
         return _directed(shift, 1.0 if move == "up" else -1.0)
     return _coupled(shift, table, move)

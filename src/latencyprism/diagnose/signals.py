@@ -30,7 +30,7 @@ Values = dict[tuple[str, str], float]
 PHASE_COLUMNS = ("schedule_ns", "execute_ns", "sample_ns", "update_ns")
 _STEP_TIMES = {"runqueue_ns": "runqueue", "throttled_ns": "throttled", "gc_ns": "gc"}
 _STEP_COUNTS = {"major_faults": "major_faults", "preempted": "preempted"}
-_STEP_LEVELS = {"waiting": "waiting", "prefill_tokens": "prefill_tokens"}
+_STEP_LEVELS = {"waiting": "waiting", "prefill_tokens": "prefill_tokens", "cached_tokens": "cached_tokens"}
 _SPIKE = 1.0
 """A step that took this much more than expected (1.0: twice) is a stall, not part of the level."""
 
@@ -75,7 +75,7 @@ class WindowReader:
         self._phases: dict[str, tuple[Array, Array]] = {}
         for name, line in (expected.phases if expected else {}).items():
             self._phases[name] = (column(self.steps, name), line.predict(self.steps))
-        names = (*_STEP_TIMES, *_STEP_COUNTS, *_STEP_LEVELS, "gap_ns", "cached_tokens", "decode_requests")
+        names = (*_STEP_TIMES, *_STEP_COUNTS, *_STEP_LEVELS, "gap_ns", "decode_requests")
         self._columns = {name: column(self.steps, name) for name in names}
 
     def extent(self) -> tuple[int, int] | None:
@@ -105,13 +105,13 @@ class WindowReader:
         assert self.expected is not None
         out: Values = {}
         predicted, excess = self._predicted[picked], self._durations[picked] - self._predicted[picked]
-        stalled = excess > self.expected.spike * predicted
-        out["stall", ""] = float(excess[stalled].sum()) / predicted_ns
+        level = float(np.median(excess / predicted))
+        # A stall stands out of its own stretch: a general slow-down, however strong, is none.
+        beyond = excess - max(level, 0.0) * predicted
+        stalled = beyond > self.expected.spike * (1 + max(level, 0.0)) * predicted
+        out["stall", ""] = float(beyond[stalled].sum()) / predicted_ns
         out["slow", ""] = float(excess.sum()) / predicted_ns
-        calm = ~stalled
-        # A stretch of stalls only has no other level than theirs.
-        level_of = calm if calm.sum() >= max(3, 0.3 * steps) else np.ones(steps, dtype=bool)
-        out["level", ""] = float(np.median(excess[level_of] / predicted[level_of]))
+        out["level", ""] = level
         out["work", ""] = predicted_ns / steps / max(self.expected.step.typical, 1.0) - 1
         for name, (values, normal) in self._phases.items():
             seen = values[picked]
@@ -134,10 +134,6 @@ class WindowReader:
         busy_gap = seen["gap_ns"][np.nan_to_num(seen["decode_requests"]) > 0]
         if np.isfinite(busy_gap).any():
             out["gap", ""] = float(np.nansum(busy_gap)) / predicted_ns
-        prefill = float(known["prefill_tokens"].sum())
-        cached = float(known["cached_tokens"].sum())
-        if len(known["cached_tokens"]) and prefill + cached > 0:
-            out["cached_share", ""] = cached / (prefill + cached)
 
 
 def worked(steps: list[Step]) -> list[Step]:

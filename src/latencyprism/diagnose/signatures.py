@@ -17,7 +17,7 @@ else:
     import tomli as tomllib
 
 KINDS = ("time", "count", "level", "ratio")
-DIRECTIONS = ("up", "down", "free")
+DIRECTIONS = ("up", "down", "free", "with")
 LATENCY_SIGNALS = frozenset({"slow", "level", "stall", "schedule", "execute", "sample", "update", "gap"})
 """Those that say that steps took longer; ``none`` means that these did not move."""
 
