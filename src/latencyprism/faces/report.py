@@ -11,13 +11,15 @@ from latencyprism.faces import report_charts as charts
 from latencyprism.faces.contrast import Change, Contrast, contrast
 from latencyprism.faces.readings import Moved, moved
 from latencyprism.faces.report_style import STYLE
-from latencyprism.faces.story import when
+from latencyprism.faces.story import other_causes, when
 from latencyprism.faces.wording import (
     alert_sentence,
     clean,
     ms,
     number,
+    part_of,
     percent,
+    quantity,
     terms_words,
     verdict_sentence,
 )  # fmt: skip
@@ -91,7 +93,7 @@ def _headline(capture: Capture) -> str:
 def _top(capture: Capture, headline: str) -> Iterator[str]:
     about = [str(capture.meta[key]) for key in ("engine", "host") if capture.meta.get(key)]
     if capture.steps:
-        about.append(when(capture, capture.steps[0].start_ns)[:8])
+        about.append(when(capture, capture.steps[0].start_ns, "%Y-%m-%d %H:%M:%S UTC"))
     yield f'<header><p class="brand">{_e(" · ".join(["LatencyPrism", *filter(None, about)]))}</p>'
     yield f"<h1>{_e(headline)}</h1>"
     lead = (
@@ -213,15 +215,31 @@ def _parts(found: Contrast) -> Iterator[str]:
     yield '<div class="wide"><table><tr><th>per step</th><th class="n">before</th><th class="n">during</th>'
     yield '<th class="n">share of the excess</th></tr>'
     for part in found.parts:
-        share = "" if part.share is None else f"{part.share:.0%}"
-        yield _change_row(part.name, part, ms, share, part is found.holder)
+        yield _change_row(part.name, part, ms, part_of(part.share), part is found.holder)
+    if found.within:
+        yield _group("inside those parts")
     for part in found.within:
-        yield _change_row(
-            f"of it: {part.name}" if part.name != "gap" else "gap before the step", part, ms, "", False
-        )
+        yield _change_row(_WITHIN_WORDS.get(part.name, part.name), part, ms, "", False)
+    if found.load:
+        yield _group("work of the step")
     for part in found.load:
         yield _change_row(part.name.replace("_", " "), part, number, "", False)
     yield "</table></div></section>"
+
+
+_WITHIN_WORDS = {
+    "runqueue": "ready, waiting for a CPU",
+    "offcpu": "asleep (off-CPU)",
+    "throttled": "throttled by the CPU quota",
+    "gc": "garbage collection",
+    "collective": "collectives",
+    "xpu_busy": "accelerator busy",
+    "gap": "idle before the step",
+}
+
+
+def _group(name: str) -> str:
+    return f'<tr><th colspan="4" class="group">{name}</th></tr>'
 
 
 def _change_row(name: str, change: Change, words: Any, share: str, grew: bool) -> str:
@@ -236,7 +254,8 @@ def _evidence(capture: Capture) -> Iterator[str]:
     verdict = capture.verdict
     if verdict is None:
         return
-    yield f"<section><h2>Evidence</h2><p>{_e(verdict_sentence(verdict))}</p>"
+    looked = f"{verdict.cycles} steps, {verdict.seconds:.1f} s looked at."
+    yield f'<section><h2>Evidence</h2><p class="soft">{_e(verdict_sentence(verdict))} {_e(looked)}</p>'
     if verdict.evidence:
         yield '<div class="wide"><table><tr><th>what was seen</th><th>signal</th><th class="n">normal</th>'
         yield '<th class="n">now</th></tr>'
@@ -247,7 +266,7 @@ def _evidence(capture: Capture) -> Iterator[str]:
                 f'<td class="n">{_e(number(entry.now))}</td></tr>'
             )
         yield "</table></div>"
-    others = [r for r in verdict.ranking if r.cause != verdict.cause and r.probability >= 0.01][:5]
+    others = other_causes(verdict)
     if others:
         told = ", ".join(f"{clean(r.cause, 60)} {r.probability:.0%}" for r in others)
         yield f'<p class="soft">Other causes weighed: {_e(told)}.</p>'
@@ -277,11 +296,11 @@ def _counters(capture: Capture) -> Iterator[str]:
 
 
 def _counter_row(entry: Moved, axis: charts.TimeAxis, marks: Sequence[tuple[int, str]]) -> str:
-    unit = f"{entry.unit}/s" if entry.rate else entry.unit
     kind = "n grew" if entry.strength > 5 else "n"
     return (
-        f'<tr><td>{_e(entry.name)} <span class="soft">{_e(" / ".join(entry.track))}, {_e(unit)}</span></td>'
-        f'<td class="n">{_e(number(entry.before))}</td><td class="{kind}">{_e(number(entry.during))}</td>'
+        f'<tr><td>{_e(entry.name)} <span class="soft">{_e(" / ".join(entry.track))}</span></td>'
+        f'<td class="n">{_e(quantity(entry.before, entry.unit, entry.rate))}</td>'
+        f'<td class="{kind}">{_e(quantity(entry.during, entry.unit, entry.rate))}</td>'
         f'<td class="spark">{charts.sparkline(entry.points, axis, marks)}</td></tr>'
     )
 

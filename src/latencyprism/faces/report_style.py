@@ -63,8 +63,9 @@ table { border-collapse: collapse; width: 100%; margin-top: 10px; font-variant-n
 th { text-align: left; font-weight: 600; color: var(--soft); font-size: 13px; }
 th, td { padding: 6px 14px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 tr:last-child td { border-bottom: 0; }
+th.group { padding-top: 16px; }
 .n { text-align: right; white-space: nowrap; }
-td.spark { width: 190px; padding-right: 0; vertical-align: middle; }
+td.spark { width: 200px; padding-right: 0; vertical-align: middle; }
 .grew { color: var(--bad); font-weight: 600; }
 code { font: 13px ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
 ol, ul { margin: 8px 0 0; padding-left: 22px; }

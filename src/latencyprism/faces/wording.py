@@ -85,6 +85,24 @@ def number(value: float | None) -> str:
     return f"{value:.3g}"
 
 
+_SCALES = {
+    "ns": ((1e9, "s"), (1e6, "ms"), (1e3, "us"), (1.0, "ns")),
+    "bytes": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")),
+}
+
+
+def quantity(value: float | None, unit: str, rate: bool = False) -> str:
+    """A reading with its unit, scaled where that is usual; ``rate``: per second."""
+    per = "/s" if rate else ""
+    if value is None or value != value:
+        return "not seen"
+    for size, name in _SCALES.get(unit, ()):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {name}{per}"
+    shown = "" if unit == "count" else clean(unit, 20)
+    return f"{number(value)} {shown}{per}".replace(" /s", "/s").strip()
+
+
 def replica_words(alert: Alert) -> str:
     return clean(f"{alert.engine} replica {alert.replica}" + (f" rank {alert.rank}" if alert.rank else ""))
 

@@ -1,4 +1,4 @@
-"""Standing back: a process that only the idle CPU runs, so that an engine does not notice it."""
+"""Standing back: lowering the writing process so that an engine does not notice it."""
 
 from __future__ import annotations
 
@@ -13,21 +13,37 @@ _IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
 _IOPRIO_WHO_PROCESS, _IOPRIO_CLASS_IDLE = 1, 3
 
 
+def step_aside() -> list[str]:
+    """Lower this process to nice 10: it gets some CPU next to engines that spin on every core. Returns
+    what could not be lowered, in words."""
+    # With autogroups, nice counts only inside a session: the session itself must be lowered too.
+    return _refused(
+        ("nice 10", lambda: os.setpriority(os.PRIO_PROCESS, 0, 10)), ("autogroup", _autogroup(10))
+    )
+
+
 def stand_back() -> list[str]:
-    """Lower this process as far as the kernel lets it; returns what could not be lowered, in words."""
-    refused = []
-    attempts = (
-        ("nice 19", lambda: os.nice(19)),
+    """Lower this process as far as the kernel lets it: it runs when nobody else wants to, be that late."""
+    return _refused(
+        ("nice 19", lambda: os.setpriority(os.PRIO_PROCESS, 0, 19)),
         ("SCHED_IDLE", lambda: os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))),
         ("idle disk class", _idle_disk_class),
-        # With autogroups, nice counts only inside a session: the session itself must be lowered too.
-        ("autogroup 19", lambda: _autogroup(19)),
+        ("autogroup", _autogroup(19)),
     )
-    for name, attempt in attempts:
-        problem = _problem(attempt)
-        if problem:
-            refused.append(f"{name}: {problem}")
-    return refused
+
+
+def come_forward(pid: int) -> list[str]:
+    """Undo it for process ``pid``: someone waits for it. Needs privilege for some of it."""
+    return _refused(
+        ("SCHED_OTHER", lambda: os.sched_setscheduler(pid, os.SCHED_OTHER, os.sched_param(0))),
+        ("nice 0", lambda: os.setpriority(os.PRIO_PROCESS, pid, 0)),
+        ("autogroup", _autogroup(0, str(pid))),
+    )
+
+
+def _refused(*attempts: tuple[str, Callable[[], object]]) -> list[str]:
+    problems = [(name, _problem(attempt)) for name, attempt in attempts]
+    return [f"{name}: {problem}" for name, problem in problems if problem]
 
 
 def _problem(attempt: Callable[[], object]) -> str | None:
@@ -48,6 +64,9 @@ def _idle_disk_class() -> None:
         raise OSError(error, os.strerror(error))
 
 
-def _autogroup(nice: int) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        Path("/proc/self/autogroup").write_text(str(nice))
+def _autogroup(nice: int, pid: str = "self") -> Callable[[], None]:
+    def write() -> None:
+        with contextlib.suppress(FileNotFoundError):
+            Path(f"/proc/{pid}/autogroup").write_text(str(nice))
+
+    return write

@@ -1,9 +1,11 @@
 """``python -m latencyprism.recorder.write RAW OUT``: turn a raw capture into one that Perfetto opens.
 
-Runs apart from the watcher and at the lowest priority. ``--finish module:function`` names a function that
+Runs apart from the watcher: diagnosis at nice 10, so that a verdict comes soon, everything else when nobody
+else wants the CPU. ``--finish module:function`` names a function that
 gets the Capture and returns it with, for instance, a verdict; if it fails or takes longer than
-``--finish-seconds``, the capture is written without. RAW is removed when OUT is there. Prints one JSON line;
-exit 0 when OUT was written.
+``--finish-seconds``, the capture is written without. RAW is removed when OUT is there. Prints a JSON line
+with the event ``verdict`` when there is one, and at the end one with the event ``capture``; exit 0 when OUT
+was written.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any
 
 from latencyprism.errors import BadInput, PrismError
 from latencyprism.recorder.capture import Capture, read_capture, write_capture
-from latencyprism.recorder.idle import stand_back
+from latencyprism.recorder.idle import stand_back, step_aside
 
 Finish = Callable[[Capture], Capture]
 
@@ -73,6 +75,10 @@ def convert(raw: str, out: str, finish: str | None, finish_seconds: float) -> di
     problem: str | None = None
     if finish:
         capture, problem = finished(capture, find_finish(finish), finish_seconds)
+    verdict = capture.verdict.to_dict() if capture.verdict else None
+    if verdict:
+        _say({"event": "verdict", "verdict": verdict})
+    refused = stand_back()
     size = write_capture(out, capture)
     Path(raw).unlink(missing_ok=True)
     return {
@@ -83,8 +89,9 @@ def convert(raw: str, out: str, finish: str | None, finish_seconds: float) -> di
         "spans": len(capture.spans),
         "counters": len(capture.counters),
         "seconds": round(time.monotonic() - began, 3),
-        "verdict": capture.verdict.to_dict() if capture.verdict else None,
+        "verdict": verdict,
         "finish_error": problem,
+        "not_lowered": refused,
     }
 
 
@@ -101,17 +108,20 @@ def main(argv: list[str] | None = None) -> int:
     told: dict[str, Any]
     # The watcher that would end this may be gone; what waits for an idle CPU is no harm, what burns one is.
     signal.setitimer(signal.ITIMER_PROF, arguments.limit_seconds)
-    refused = stand_back()
+    step_aside()
     try:
         told = convert(arguments.raw, arguments.out, arguments.finish, arguments.finish_seconds)
-        told["not_lowered"] = refused
         code = 0
     except PrismError as error:
         told = {"event": "capture", "path": None, "error": str(error)}
         code = error.exit_code
+    _say(told)
+    return code
+
+
+def _say(told: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(told) + "\n")
     sys.stdout.flush()
-    return code
 
 
 if __name__ == "__main__":
