@@ -1,4 +1,4 @@
-"""From an anomalous step to the alert on standard output: delay, completeness, place; and what the watcher costs.
+"""From an anomalous step to the alert on standard output: delay, completeness, place, and the watcher's cost.
 
 Starts a real engine under steady load, watches it with the command a person would use, and disturbs it: short
 stops of the process that does the work, now and then, and a neighbour on its core.
@@ -22,7 +22,9 @@ import numpy as np
 
 from latencyprism import inject
 from latencyprism.errors import PrismError
-from latencyprism.lab import load, serve
+from latencyprism.lab import serve
+from latencyprism.lab.load import Load
+from latencyprism.lab.profiles import profile
 
 LEARN_S = 40.0
 MATCH_S = 1.5
@@ -83,8 +85,8 @@ def run(engine: str, stops: int, seed: int, say: Callable[[str], None]) -> dict[
         say(f"{engine} serves, started in {server.start_s:.0f} s")
         target = server.roles.get("worker", server.pid)
         seconds = LEARN_S + stops * 2.6 + 60
-        profile = load.profile("mixed").but(clients=6, think_ms=0.0, duration_s=seconds)
-        with load.Load(server, profile):
+        mixed = profile("mixed").but(clients=6, think_ms=0.0, duration_s=seconds)
+        with Load(server, mixed):
             watch = WatchProcess(server.pid)
             try:
                 usage = _learn(watch, say)

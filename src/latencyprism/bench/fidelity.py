@@ -9,7 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from latencyprism.engines.discovery import discover
-from latencyprism.lab import load, serve
+from latencyprism.lab import serve
+from latencyprism.lab.load import Load
+from latencyprism.lab.profiles import Profile, profile
 from latencyprism.records import Step
 from latencyprism.sentinel.targets import attach
 from latencyprism.timeline.python_source import PythonSource
@@ -30,14 +32,14 @@ def run(engine: str, seconds: float, clients: int, say: Callable[[str], None]) -
     """One run on a fresh server; see ``compare`` for what is in the result."""
     with serve.start(engine) as server:  # type: ignore[arg-type]
         say(f"{engine} serves, started in {server.start_s:.0f} s")
-        profile = load.profile("mixed").but(clients=clients)
-        with load.Load(server, profile.but(duration_s=3.0)) as warm:
+        mixed = profile("mixed").but(clients=clients)
+        with Load(server, mixed.but(duration_s=3.0)) as warm:
             warm.wait()
         time.sleep(1.0)
-        return compare(server, profile.but(duration_s=seconds, seed=1), say)
+        return compare(server, mixed.but(duration_s=seconds, seed=1), say)
 
 
-def compare(server: serve.Server, profile: load.Profile, say: Callable[[str], None]) -> dict[str, Any]:
+def compare(server: serve.Server, profile: Profile, say: Callable[[str], None]) -> dict[str, Any]:
     """``steps_seen``/``steps_true``, ``tokens_seen``/``tokens_true`` (None where the engine counts no such
     thing), ``lost``, ``in_order``, client totals."""
     attachment = attach(discover(server.pid)[0])
@@ -58,7 +60,7 @@ def compare(server: serve.Server, profile: load.Profile, say: Callable[[str], No
         before = _settled(server)
         reader.start()
         say("load runs")
-        with load.Load(server, profile) as running:
+        with Load(server, profile) as running:
             running.wait()
             client = running.result().summary()
         after = _settled(server)

@@ -19,7 +19,10 @@ import numpy as np
 
 from latencyprism.bench.statistics import ratio_interval, resolution
 from latencyprism.errors import PrismError
-from latencyprism.lab import load, serve
+from latencyprism.lab import serve
+from latencyprism.lab.load import Load
+from latencyprism.lab.outcome import Result
+from latencyprism.lab.profiles import Length, Profile
 
 SETTLE_S = 0.4
 
@@ -61,12 +64,10 @@ def run(
     with serve.start(engine) as server:  # type: ignore[arg-type]
         say(f"{engine} serves, started in {server.start_s:.0f} s")
         seconds = pairs * 2 * (window_s + 2 * SETTLE_S + 1.0) + 20
-        steady = load.Profile(
-            "steady", clients=clients, prompt=load.Length(16), output=load.Length(512), duration_s=seconds
-        )
+        steady = Profile("steady", clients=clients, prompt=Length(16), output=Length(512), duration_s=seconds)
         toggle = Toggle(server.pid)
         try:
-            with load.Load(server, steady) as running:
+            with Load(server, steady) as running:
                 time.sleep(5.0)
                 windows, answers = _windows(server, toggle, pairs, window_s, random.Random(seed), say)
                 running.stop()
@@ -126,7 +127,7 @@ def _compare(
     engine: str,
     windows: list[dict[str, Any]],
     answers: list[dict[str, Any]],
-    result: load.Result,
+    result: Result,
     window_s: float,
 ) -> dict[str, Any]:
     ratios: dict[str, list[float]] = {"itl_p50": [], "itl_p99": [], "throughput": [], "cpu_per_token": []}
@@ -157,7 +158,7 @@ def _compare(
     return report
 
 
-def _figures(window: dict[str, Any], result: load.Result) -> dict[str, float] | None:
+def _figures(window: dict[str, Any], result: Result) -> dict[str, float] | None:
     gaps = result.itl_ms(window["start"], window["end"])
     if len(gaps) < 50:
         return None

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from latencyprism.bench.alerting import WatchProcess
-from latencyprism.lab import load, serve
+from latencyprism.lab import serve
+from latencyprism.lab.load import Load
+from latencyprism.lab.profiles import profile
 
 SURGE_EVERY_S, SURGE_S = 120.0, 20.0
 
@@ -17,7 +19,7 @@ def run(engine: str, seconds: float, say: Callable[[str], None]) -> dict[str, An
     with serve.start(engine) as server:  # type: ignore[arg-type]
         say(f"{engine} serves, started in {server.start_s:.0f} s")
         surges = 0
-        with load.Load(server, load.profile("mixed").but(duration_s=seconds)):
+        with Load(server, profile("mixed").but(duration_s=seconds)):
             watch = WatchProcess(server.pid)
             begun = time.monotonic()
             cpu = watch.cpu_s()
@@ -26,7 +28,7 @@ def run(engine: str, seconds: float, say: Callable[[str], None]) -> dict[str, An
                     time.sleep(left)
                     break
                 time.sleep(min(SURGE_EVERY_S - SURGE_S, left - SURGE_S - 5))
-                with load.Load(server, load.profile("surge").but(duration_s=SURGE_S)) as surge:
+                with Load(server, profile("surge").but(duration_s=SURGE_S)) as surge:
                     surge.wait()
                 surges += 1
                 say(f"surge {surges}: {len(watch.alerts())} alerts so far")

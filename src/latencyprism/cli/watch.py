@@ -48,7 +48,11 @@ def run(args: argparse.Namespace) -> int:
             raise BadInput(f"cannot use {captures}", error.strerror or str(error)) from None
     webhook = Webhook(args.webhook) if args.webhook else None
     steps = StepLog(args.steps) if args.steps else None
-    say = (lambda text: None) if args.json else (lambda text: print(text, file=sys.stderr, flush=True))
+
+    def say(text: str) -> None:
+        if not args.json:
+            print(text, file=sys.stderr, flush=True)
+
     options = WatchOptions(
         pid=args.pid, duration_s=args.duration, captures=captures, steps=steps, deep=not args.no_deep
     )

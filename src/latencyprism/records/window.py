@@ -23,9 +23,14 @@ class StepSource(Protocol):
     """A probe that turns one replica into steps. ``fileno`` becomes readable when there may be something
     to ``poll`` (None: poll on a timer). ``lost`` counts records known to have been lost."""
 
-    engine: str
-    pids: tuple[int, ...]
-    lost: int
+    @property
+    def engine(self) -> str: ...
+
+    @property
+    def pids(self) -> tuple[int, ...]: ...
+
+    @property
+    def lost(self) -> int: ...
 
     def fileno(self) -> int | None: ...
 

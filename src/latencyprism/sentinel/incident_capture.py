@@ -7,16 +7,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from latencyprism import __version__
-from latencyprism.bpf.sched import SchedProbe
+from latencyprism.bpf.sched import SchedProbe, Switches, to_spans
 from latencyprism.errors import PrismError
 from latencyprism.host.clock import ClockMap
 from latencyprism.recorder.capture import Capture
 from latencyprism.recorder.deferred import CaptureJob
-from latencyprism.records import Alert
+from latencyprism.records import Alert, Span
 from latencyprism.sentinel.replica_watch import ReplicaWatch
 
 BEFORE_S, AFTER_S = 30.0, 5.0
+LEAST_WAIT_NS = 100_000
+DRAIN_PERIOD_NS = 250_000_000
 FINISH = "latencyprism.sentinel.finish:finish"
 
 
@@ -38,6 +42,8 @@ class IncidentCapture:
         self._missing: list[str] = []
         self._job: CaptureJob | None = None
         self._sched: SchedProbe | None = None
+        self._waits: list[Span] = []
+        self._drain_at_ns = 0
         if deep:
             self._arm(after_s)
         self.armed_ns = time.monotonic_ns()
@@ -60,10 +66,13 @@ class IncidentCapture:
         self.alerts.append(alert)
 
     def step(self, now_ns: int) -> None:
-        """Call a few times a second."""
+        """Call often while it is under way; takes some milliseconds at most."""
         if self._job is not None:
             self.result = self._job.poll()
             return
+        if self._sched is not None and now_ns >= self._drain_at_ns:
+            self._drain_at_ns = now_ns + DRAIN_PERIOD_NS
+            self._keep(self._sched.read())
         if now_ns >= self.until_ns:
             self._write()
 
@@ -74,26 +83,33 @@ class IncidentCapture:
             self._write()
         assert self._job is not None
         self.result = self._job.wait(20.0)
+        if self.result is None:
+            self._job.close()
+            self.result = {"path": None, "error": "the capture was not written in time"}
 
     def _write(self) -> None:
         watch = self.watch
         if self._sched is not None:
-            for span in self._sched.spans():
-                watch.recorder.add_span(span)
-            self._sched.stop()
+            self._keep(self._sched.stop())
             if self._sched.lost:
                 self._missing.append(f"{self._sched.lost} scheduler events were lost")
+            self._sched = None
         seen = watch.recorder.window(self.begun_ns - int(BEFORE_S * 1e9), self.until_ns)
         expected = dict(watch.expected)
         capture = Capture(
             meta=self._describe(),
             steps=seen.steps,
-            spans=seen.spans,
+            spans=[*seen.spans, *self._waits],
             counters=seen.counters,
             alerts=list(self.alerts),
             expected_ms=[expected.get(step.step) for step in seen.steps],
         )
         self._job = CaptureJob(self.path, capture, finish=FINISH)
+
+    def _keep(self, switches: Switches) -> None:
+        """Waits long enough to be seen beside a step: a spinning engine yields all the time."""
+        lasting = switches["in_ns"].astype(np.int64) - switches["out_ns"].astype(np.int64) >= LEAST_WAIT_NS
+        self._waits += to_spans(switches[lasting])
 
     def _describe(self) -> dict[str, Any]:
         watch = self.watch

@@ -17,6 +17,7 @@ from latencyprism.engines.discovery import Replica, discover
 from latencyprism.errors import PrismError, TargetRefused
 from latencyprism.recorder.trigger import WhenToCapture
 from latencyprism.records import Alert
+from latencyprism.records.alert import LEVELS
 from latencyprism.sentinel.incident_capture import IncidentCapture
 from latencyprism.sentinel.replica_watch import ReplicaWatch
 from latencyprism.sentinel.sinks import JsonLines, Webhook
@@ -71,7 +72,8 @@ class Watcher:
         self._epoll = select.epoll()
         self._registered: dict[int, ReplicaWatch] = {}
         self._captures: list[IncidentCapture] = []
-        self._trigger = WhenToCapture()
+        # A page is captured even where evidence of the same trouble was captured before.
+        self._triggers = {level: WhenToCapture(levels=(level,)) for level in LEVELS}
         self._refused: set[Identity] = set()
         self._gone: list[Replica] = []
         self._stop = False
@@ -124,6 +126,8 @@ class Watcher:
             settled = [watch.settle() for watch in self.watches]  # every one must be asked
             self._epoll.poll(MAX_SLEEP_S if all(settled) else 0)
             self._poll_all()
+            if self._captures:
+                self._advance_captures()
             now = time.monotonic()
             if now >= host_at:
                 host_at = now + HOST_PERIOD_S
@@ -155,7 +159,7 @@ class Watcher:
         now_ns = time.monotonic_ns()
         decision = None
         if self.options.captures is not None:
-            decision = self._trigger.on_alert(alert, now_ns)
+            decision = self._triggers[alert.level].on_alert(alert, now_ns)
             if decision.capture:
                 alert.capture = str(self.options.captures / f"{alert.id}.pftrace")
         if end_ns is not None:
@@ -187,6 +191,9 @@ class Watcher:
             silence = watch.silence(now_ns)
             if silence is not None:
                 self._raise(watch, silence, None)
+
+    def _advance_captures(self) -> None:
+        now_ns = time.monotonic_ns()
         for capture in list(self._captures):
             capture.step(now_ns)
             if capture.result is not None:
@@ -293,6 +300,11 @@ class Watcher:
         self._epoll.close()
         if self._webhook is not None:
             self._webhook.close()
+
+    @property
+    def capturing(self) -> bool:
+        """True while a capture is under way."""
+        return bool(self._captures)
 
     def describe(self) -> dict[str, Any]:
         """The summary as the closing event."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from latencyprism.agent.session import ProbePlan, ProbeSession
+from latencyprism.attach.inject import InjectReport
 from latencyprism.engines.discovery import Member, Replica
 from latencyprism.engines.packs import PackRange, load_pack
 from latencyprism.errors import TargetRefused
@@ -132,7 +133,7 @@ class PythonSource:
     def health(self) -> dict[int, dict[str, object]]:
         return {pid: session.health() for pid, session in self._sessions.items()}
 
-    def attach_reports(self) -> dict[int, object]:
+    def attach_reports(self) -> dict[int, InjectReport]:
         return {pid: session.report for pid, session in self._sessions.items()}
 
     # -- joining ---------------------------------------------------------------------------------

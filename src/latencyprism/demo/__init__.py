@@ -1,0 +1,1 @@
+"""The demonstration: a real engine, three acts, and what the watch says about them."""
