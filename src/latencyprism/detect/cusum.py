@@ -5,35 +5,50 @@ from __future__ import annotations
 
 from latencyprism.detect.settings import Level
 
+RECENT = 0.2
+OVER = 0.8
+"""A sum still above its limit while the last few steps average less than this share of the slack tells of
+a shift that is over: the sum is dropped."""
+
 
 class ShiftTest:
     """Sums of excess over slack. ``onset`` is the step at which the running sum left zero."""
 
-    __slots__ = ("fast", "fast_onset", "level", "onset", "slow", "slow_onset")
+    __slots__ = ("fast", "fast_onset", "level", "onset", "recent", "slow", "slow_onset")
 
     def __init__(self, level: Level) -> None:
         self.level = level
-        self.fast = self.slow = 0.0
+        self.fast = self.slow = self.recent = 0.0
         self.fast_onset = self.slow_onset = self.onset = 0
 
-    def feed(self, fast: float, slow: float, far: float, variance: float, cap: float, step: int) -> bool:
-        """``fast``, ``slow``: residual less allowance, clipped for each sum; ``far``, ``variance``: the
+    def feed(
+        self, fast: float, slow: float, clip: float, wander: float, variance: float, cap: float, step: int
+    ) -> bool:
+        """``fast``, ``slow``: residual less allowance, ``slow`` clipped; ``clip``: largest share of one step in
+        the fast sum, unless a third of its limit is larger; ``wander``, ``variance``: the
         stream's drift and long-run variance. True if a sum is above its limit.
 
         Limits follow Siegmund's Brownian approximation of the CUSUM's run length,
         ARL ~ exp(2 x slack x limit / variance), solved for the limit.
         """
         level = self.level
-        by_drift = level.slack_drift * far
+        by_drift = level.slack_drift * wander
+        recent = self.recent = self.recent + RECENT * ((fast if fast < clip else clip) - self.recent)
         slack = level.fast_slack if level.fast_slack > by_drift else by_drift
         need = level.rarity * variance / (2.0 * slack)
         limit = level.fast_limit if level.fast_limit > need else need
         if self.fast <= 0.0:
             self.fast_onset = step
-        total = self.fast + fast - slack
+        # No less than three steps may fire the fast sum, however slow they are.
+        most = limit / 3.0 + slack
+        if most < clip:
+            most = clip
+        total = self.fast + (fast if fast < most else most) - slack
         top = cap * limit
         self.fast = 0.0 if total < 0.0 else top if total > top else total
         fired = self.fast > limit
+        if fired and recent < OVER * slack:
+            self.fast, fired = 0.0, False
         if fired:
             self.onset = self.fast_onset
         slack = level.slow_slack if level.slow_slack > by_drift else by_drift
@@ -44,10 +59,13 @@ class ShiftTest:
         total = self.slow + slow - slack
         top = cap * limit
         self.slow = 0.0 if total < 0.0 else top if total > top else total
-        if self.slow > limit and not fired:
-            self.onset = self.slow_onset
-            return True
+        if self.slow > limit:
+            if recent < OVER * slack:
+                self.slow = 0.0
+            elif not fired:
+                self.onset = self.slow_onset
+                return True
         return fired
 
     def reset(self) -> None:
-        self.fast = self.slow = 0.0
+        self.fast = self.slow = self.recent = 0.0

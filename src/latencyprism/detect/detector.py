@@ -14,6 +14,7 @@ from latencyprism.records.step import Step
 
 MEMORABLE = 50
 """Residuals kept for ``ack``."""
+LOWER_RATE, LOWER_MOST, LOWER_CREEP = 0.06, 0.03, 0.015
 BREAK_NS = 10_000_000_000
 """A longer hole is a break in the record or a silence, which is told by another alert."""
 
@@ -40,6 +41,8 @@ class Detector:
         self._gap = 0.0
         self._faster = 0
         self._faster_sum = 0.0
+        self._bucket = -1
+        self._below = 0.0
 
     def observe(self, step: Step) -> Firing | None:
         """Judge a step, then learn from it. Returns a firing if a test is above its limit at this step."""
@@ -91,27 +94,25 @@ class Detector:
             allowance += 2.0 * (noise.prefill - noise.d_near)
         over = stretch - allowance
         evidence, page = settings.evidence, settings.page
-        limit = noise.stall_limit(evidence.stall_rarity)
+        limit = noise.tail.limit(evidence.stall_rarity)
         stall = over > (evidence.stall_floor if evidence.stall_floor > limit else limit)
         stall_page = False
         if stall:
-            limit = noise.stall_limit(page.stall_rarity)
+            limit = noise.far_tail.limit(page.stall_rarity)
             stall_page = over > (page.stall_floor if page.stall_floor > limit else limit)
-        far, variance = noise.far, noise.long_run_variance()
-        fast = slow = residual - allowance
+        far, wander, variance = noise.far, noise.wander, noise.long_run_variance()
+        fast = slow = residual - allowance - self._lower_level(work, residual)
         if stall and not self._stalled:
             # A lone stall is told as such; only its followers say that the level has moved.
             fast = slow = 0.0
         wide = 3.0 * far
-        clip = settings.fast_clip if settings.fast_clip > wide else wide
-        if fast > clip:
-            fast = clip
         clip = settings.slow_clip if settings.slow_clip > wide else wide
         if slow > clip:
             slow = clip
+        clip = settings.fast_clip if settings.fast_clip > wide else wide
         self._stalled = stall
-        shift = self._evidence.feed(fast, slow, far, variance, settings.cap, number)
-        shift_page = self._page.feed(fast, slow, far, variance, settings.cap, number)
+        shift = self._evidence.feed(fast, slow, clip, wander, variance, settings.cap, number)
+        shift_page = self._page.feed(fast, slow, clip, wander, variance, settings.cap, number)
         if not (shift or stall or shift_page):
             self._settle()
             return None
@@ -125,6 +126,23 @@ class Detector:
         else:
             kind, onset = "stall", number
         return self._fire(number, paged, kind, onset, observed, found, offset)
+
+    def _lower_level(self, work: Work, residual: float) -> float:
+        """How much faster than expected the present batch size runs, as a log offset in [-LOWER_MOST, 0]:
+        a mild fault must not hide in the head start that this workload has. Downwards only, because an
+        upward one could be the fault."""
+        if work.batch_key != self._bucket:
+            self._bucket, self._below = work.batch_key, 0.0
+            return 0.0
+        below = self._below
+        ahead = residual - below
+        if ahead > LOWER_CREEP:
+            ahead = LOWER_CREEP
+        elif ahead < -LOWER_CREEP:
+            ahead = -LOWER_CREEP
+        below += LOWER_RATE * ahead
+        self._below = 0.0 if below > 0.0 else below if below > -LOWER_MOST else -LOWER_MOST
+        return self._below
 
     def _fire(
         self,
@@ -166,7 +184,7 @@ class Detector:
         firing: Firing | None,
     ) -> None:
         noise, settings = self.noise, self.settings
-        calm = not self.incident_open
+        calm = not self.paging
         self._recent.append(residual)
         if work.prefill:
             size = residual if residual >= 0.0 else -residual
@@ -174,16 +192,20 @@ class Detector:
             noise.prefill += ((size if size < top else top) - noise.prefill) * 0.05
         elif found.known:
             noise.take(residual, calm)
-            noise.take_tail(stretch)
+            noise.tail.take(stretch, noise.d_near, firing is not None)
+            noise.far_tail.take(stretch, noise.d_near, False)
             if not self.paging:
                 noise.follow(residual)
-        if firing is not None:
+        # On a restless machine evidence is mostly drift, and drift has to be learned.
+        restless = settings.evidence.slack_drift * noise.wander > settings.page.fast_slack
+        trusted = calm if restless else not self.incident_open
+        if firing is not None and not (restless and calm):
             self._held.clear()
             self._faster = 0
             self._faster_sum = 0.0
         elif not found.known or self.steps < 3 * settings.quarantine:
             self.model.learn(work, observed, noise.far)
-        elif calm:
+        elif trusted:
             held = self._held
             held.append((work, observed))
             if len(held) > settings.quarantine:

@@ -7,6 +7,9 @@ of a difference alike, so it hardly moves them; a restless machine does.
 
 from __future__ import annotations
 
+from math import sqrt
+
+from latencyprism.detect.tail import Tail
 
 LAG = 64
 MID = 16
@@ -17,8 +20,6 @@ FIRST = 0.02
 FIRST_WEIGHT = 30.0
 WILD = 4.0
 """A difference counts for at most this multiple of the present mean difference."""
-TAIL = 0.02
-"""Share of steps above the tail's threshold."""
 FOLLOW = 0.3
 REACH = 2.0
 
@@ -26,8 +27,8 @@ REACH = 2.0
 class Noise:
     """Scales, tail and present drift of one stream. Plain numbers and one ring of ``LAG`` residuals."""
 
-    __slots__ = ("count", "d_far", "d_mid", "d_near", "drift", "error_bare", "error_drift", "mean_excess",
-                 "place", "prefill", "ring", "threshold")  # fmt: skip
+    __slots__ = ("count", "d_far", "d_mid", "d_near", "drift", "error_bare", "error_drift", "far_tail",
+                 "place", "prefill", "ring", "tail")  # fmt: skip
 
     def __init__(self) -> None:
         self.ring: list[float | None] = [None] * LAG
@@ -36,7 +37,8 @@ class Noise:
         self.d_near = self.d_mid = self.d_far = FIRST * GAUSS
         self.drift = 0.0
         self.error_bare = self.error_drift = FIRST
-        self.threshold, self.mean_excess = 2.0 * FIRST, FIRST
+        self.tail = Tail(0.02, 2.0 * FIRST, FIRST)
+        self.far_tail = Tail(0.002, 3.0 * FIRST, 0.25)
         self.prefill = 0.0
 
     @property
@@ -49,6 +51,13 @@ class Noise:
         """Sd at a lag of 64 steps: noise and drift together; never below the step-to-step sd."""
         return (self.d_far if self.d_far > self.d_near else self.d_near) / GAUSS
 
+    @property
+    def wander(self) -> float:
+        """The part of ``far`` that averaging does not remove: drift of the machine's speed."""
+        rest = self.d_far * self.d_far - 0.9 * self.d_near * self.d_near
+        floor = 0.06 * self.d_near * self.d_near
+        return sqrt(rest if rest > floor else floor) / GAUSS
+
     def long_run_variance(self) -> float:
         """Variance x (1 + rho) / (1 - rho) with rho = 1 - (near/mid)^2: that of sums of an AR(1)."""
         mid = self.d_mid if self.d_mid > self.d_near else self.d_near
@@ -60,18 +69,13 @@ class Noise:
         """Present speed of the machine as a log offset, 0 where following it does not pay."""
         return self.drift if self.error_drift < 0.9 * self.error_bare else 0.0
 
-    def stall_limit(self, rarity: float) -> float:
-        """Level that a lone step exceeds once in 50 x e^rarity steps, by an exponential tail."""
-        return self.threshold + self.mean_excess * rarity
-
     def take(self, residual: float, calm: bool) -> None:
-        """One residual. ``calm`` False while an incident is open: only what a fault cannot bend is then
-        learned."""
+        """One residual. ``calm`` False while an incident is paged: nothing is learned from it then."""
         ring, place = self.ring, self.place
         self.count += 1
         rate = MEMORY if self.count > 470 else 1.0 / (self.count + FIRST_WEIGHT)
         before = ring[place - 1]
-        if before is not None:
+        if before is not None and calm:
             gap = residual - before if residual > before else before - residual
             top = WILD * self.d_near
             self.d_near += ((gap if gap < top else top) - self.d_near) * rate
@@ -87,18 +91,6 @@ class Noise:
             self.d_far += ((gap if gap < top else top) - self.d_far) * rate
         ring[place] = residual
         self.place = place + 1 if place + 1 < LAG else 0
-
-    def take_tail(self, stretch: float) -> None:
-        """One one-step-ahead residual (gap included) for the tail of lone slow steps."""
-        threshold = self.threshold
-        pace = 0.5 * self.d_near
-        if stretch > threshold:
-            excess = stretch - threshold
-            most = WILD * self.mean_excess
-            self.mean_excess += ((excess if excess < most else most) - self.mean_excess) * 0.03
-            self.threshold = threshold + pace * (1.0 - TAIL)
-        else:
-            self.threshold = threshold - pace * TAIL
 
     def follow(self, residual: float) -> None:
         """Move the drift towards a residual; its reach is bounded by the drift the stream has shown."""

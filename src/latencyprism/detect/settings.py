@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One alert level. ``*_drift``: multiples of the stream's drift (sd at a lag of 64 steps)."""
+    """One alert level. ``*_drift``: multiples of the stream's drift (``Noise.wander``)."""
 
     fast_slack: float
     fast_limit: float
@@ -22,15 +22,16 @@ class Level:
     """ln of the mean number of quiet steps between two false alarms that limits aim at."""
     stall_floor: float
     stall_rarity: float
-    """ln of how much rarer than the tail's threshold (1 in 50) a lone slow step must be."""
+    """ln of how much rarer than its tail's threshold (evidence 1 in 50, page 1 in 500) a lone slow step
+    must be."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """``Detector(settings=...)``."""
 
-    evidence: Level = field(default_factory=lambda: Level(0.030, 0.12, 0.024, 0.50, 1.6, 9.0, 0.12, 7.6))
-    page: Level = field(default_factory=lambda: Level(0.050, 0.30, 0.045, 0.80, 2.2, 14.0, 0.40, 9.9))
+    evidence: Level = field(default_factory=lambda: Level(0.028, 0.12, 0.022, 0.40, 1.3, 10.0, 0.12, 7.6))
+    page: Level = field(default_factory=lambda: Level(0.062, 0.24, 0.062, 0.50, 2.6, 18.0, 0.40, 7.6))
     slow_clip: float = 0.08
     fast_clip: float = 0.15
     cap: float = 2.0
