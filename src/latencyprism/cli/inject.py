@@ -1,0 +1,104 @@
+"""``latencyprism inject``: disturb a process on purpose, in bounds, and say what was done."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from types import FrameType
+
+from latencyprism import inject
+from latencyprism.errors import BadInput
+
+NAME = "inject"
+HELP = "disturb a running engine on purpose, to see whether the cause is named"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("cause", nargs="?", help="what to inject; --list shows all")
+    parser.add_argument("-p", "--pid", type=int, help="the process to disturb")
+    parser.add_argument("--strength", type=float, help="how much; what the number means depends on the cause")
+    parser.add_argument(
+        "-d", "--duration", type=float, default=10.0, metavar="S", help="seconds (default 10)"
+    )
+    parser.add_argument("--stop-ms", type=float, help="peer.stalled: length of each stop")
+    parser.add_argument(
+        "--every-s", type=float, default=2.0, help="peer.stalled: from stop to stop (default 2)"
+    )
+    parser.add_argument("--directory", default=".", help="disk.stall: where to write (default: here)")
+    parser.add_argument("--i-know", action="store_true", help="disturb a process that this one did not start")
+    parser.add_argument("--list", action="store_true", dest="catalogue", help="show the causes and end")
+    parser.add_argument("--json", action="store_true", help="write JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0: it took effect; 1: it did not."""
+    if args.catalogue:
+        _print_catalogue(args.json)
+        return 0
+    if args.cause is None or args.pid is None:
+        raise BadInput("nothing to inject", "a cause and -p PID are needed", "--list shows the causes")
+    injection = inject.start(
+        args.cause,
+        args.pid,
+        args.strength,
+        args.duration,
+        i_know=args.i_know,
+        stop_ms=args.stop_ms,
+        every_s=args.every_s,
+        directory=args.directory,
+    )
+
+    def leave(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        injection.wait()
+    except KeyboardInterrupt:
+        print("ended early", file=sys.stderr)
+    finally:
+        injection.stop()
+    _print_outcome(injection, args.json)
+    return 0 if injection.effect_check().effective else 1
+
+
+def _print_catalogue(as_json: bool) -> None:
+    entries = list(inject.CATALOGUE.values())
+    if as_json:
+        rows = [
+            {"cause": e.cause, "how": e.how, "strength": e.strength, "default": e.default} for e in entries
+        ]
+        print(json.dumps(rows))
+        return
+    for entry in entries:
+        print(f"{entry.cause:<18}{entry.how}\n{'':<18}strength: {entry.strength} (default {entry.default})")
+
+
+def _print_outcome(injection: inject.Injection, as_json: bool) -> None:
+    effect, truth = injection.effect_check(), injection.truth()
+    if as_json:
+        outcome = {
+            "cause": injection.cause,
+            "pid": injection.pid,
+            "injector": os.getpid(),
+            "helpers": injection.helper_pids,
+            "effective": effect.effective,
+            "measured": effect.measured,
+            "asked": effect.asked,
+            "unit": effect.unit,
+            "text": effect.text,
+            "intervals": [
+                {"start_ns": each.start_ns, "end_ns": each.end_ns, "detail": each.detail} for each in truth
+            ],
+        }
+        print(json.dumps(outcome))
+        return
+    outcome_word = "took effect" if effect.effective else "NO EFFECT"
+    print(f"{injection.cause} on {injection.pid}: {outcome_word}: {effect.text}")
+    for interval in truth:
+        seconds = (interval.start_ns - injection.started_ns) / 1e9
+        length_ms = (interval.end_ns - interval.start_ns) / 1e6
+        print(f"  at {seconds:7.3f} s for {length_ms:9.1f} ms  {interval.detail}")

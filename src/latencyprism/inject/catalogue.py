@@ -1,0 +1,107 @@
+"""The causes that can be injected, and the one way to start them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from latencyprism.errors import BadInput
+from latencyprism.inject import burners, holders
+from latencyprism.inject.injection import Injection, Plan
+from latencyprism.inject.request import Request
+from latencyprism.inject.target import look
+
+LONGEST_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """``strength`` says what the number means for this cause."""
+
+    cause: str
+    how: str
+    strength: str
+    default: float
+    plan: Callable[[Request], Plan]
+
+
+CATALOGUE: dict[str, Entry] = {
+    entry.cause: entry
+    for entry in (
+        Entry(
+            "cpu.neighbour",
+            "a real-time process on the target's CPU, busy for part of each 10 ms; plain processes where "
+            "real-time priority is not permitted",
+            "share of the CPU taken, up to 0.8",
+            0.5,
+            burners.neighbour,
+        ),
+        Entry(
+            "cpu.quota",
+            "a control group with a CPU quota below what the target uses now",
+            "share of its present CPU use taken away, up to 0.9",
+            0.5,
+            holders.quota,
+        ),
+        Entry(
+            "peer.stalled",
+            "SIGSTOP for --stop-ms every --every-s, then SIGCONT",
+            "share of time stopped (instead of --stop-ms), up to 0.5",
+            0.025,
+            holders.stalled,
+        ),
+        Entry(
+            "memory.bandwidth",
+            "a process on another CPU that copies memory",
+            "share of time spent copying, up to 1",
+            1.0,
+            burners.bandwidth,
+        ),
+        Entry(
+            "disk.stall",
+            "a process on another CPU that writes synchronously to a nameless file in --directory",
+            "share of time spent writing, up to 1",
+            1.0,
+            burners.disk,
+        ),
+    )
+}
+
+
+def start(
+    cause: str,
+    pid: int,
+    strength: float | None = None,
+    duration_s: float = 10.0,
+    *,
+    i_know: bool = False,
+    stop_ms: float | None = None,
+    every_s: float = 2.0,
+    directory: str = ".",
+) -> Injection:
+    """Begins to disturb process ``pid``; use as ``with start(...) as injection:``.
+
+    Refuses (TargetRefused) processes that this one did not start, unless ``i_know``. Raises BadInput for an
+    unknown cause or numbers out of range, PrismError where the kernel does not permit it. The disturbance
+    ends after ``duration_s``, on leaving the context, and when this process dies.
+    """
+    entry = CATALOGUE.get(cause)
+    if entry is None:
+        raise BadInput(f"cannot inject {cause!r}", "no such cause", f"one of: {', '.join(CATALOGUE)}")
+    if not (math.isfinite(duration_s) and 0 < duration_s <= LONGEST_S):
+        raise BadInput(
+            "--duration is out of range", f"{duration_s} s", f"more than 0, at most {LONGEST_S:.0f} s"
+        )
+    if strength is not None and not (math.isfinite(strength) and 0 < strength <= 1):
+        raise BadInput("--strength is out of range", f"{strength}", "more than 0, at most 1")
+    request = Request(
+        target=look(pid, i_know=i_know),
+        strength=entry.default if strength is None else strength,
+        strength_given=strength is not None,
+        duration_s=duration_s,
+        stop_ms=stop_ms,
+        every_s=every_s,
+        directory=directory,
+    )
+    return Injection(cause, pid, duration_s, entry.plan(request))

@@ -1,0 +1,148 @@
+"""Burns a resource in bounds: ``python -I -S burner.py SPEC`` with SPEC a JSON object.
+
+``kind``: ``cpu``, ``memory`` or ``disk``; ``share``: part of each 10 ms cycle spent burning; ``until_ns``
+(CLOCK_MONOTONIC): when to end. It ends at that moment, when its standard input closes, or when its parent is
+gone, whichever comes first; a kernel limit on its CPU time is the last resort.
+
+It prints one JSON line when it begins to burn and one when it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import resource
+import select
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+Spec = dict[str, Any]
+Work = Callable[[], None]
+
+CYCLE_NS = 10_000_000
+
+
+class Bounds:
+    def __init__(self, until_ns: int) -> None:
+        self.until_ns = until_ns
+        self.parent = os.getppid()
+        seconds = max(1, (until_ns - time.monotonic_ns()) // 1_000_000_000 + 3)
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+
+    def over(self, wait_s: float = 0.0) -> bool:
+        if time.monotonic_ns() >= self.until_ns or os.getppid() != self.parent:
+            return True
+        # Nothing is ever written to it: readable means closed.
+        return bool(select.select([0], [], [], max(0.0, wait_s))[0])
+
+
+def say(**fields: object) -> None:
+    sys.stdout.write(json.dumps(fields) + "\n")
+    sys.stdout.flush()
+
+
+def last_cpu(path: str) -> int | None:
+    """The CPU that a thread ran on last, from its stat file; None when the thread is gone."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+        return int(data[data.rfind(b")") + 1 :].split()[36])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def place(spec: Spec) -> bool:
+    """Real-time priority where it is wanted and allowed; the CPUs asked for. True: real-time."""
+    os.sched_setaffinity(0, spec["cpus"])
+    if spec.get("realtime"):
+        try:
+            os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+        except OSError:
+            return False
+        return True
+    return False
+
+
+def burn_cpu(_spec: Spec) -> Work:
+    count = 0
+
+    def work() -> None:
+        nonlocal count
+        for _ in range(200):
+            count += 1
+
+    return work
+
+
+def burn_memory(spec: Spec) -> Work:
+    size = spec.get("bytes", 64 << 20)
+    source, target = bytearray(size), bytearray(size)
+    piece, offset = 4 << 20, 0
+    view = memoryview(source)
+
+    def work() -> None:
+        nonlocal offset
+        target[offset : offset + piece] = view[offset : offset + piece]
+        offset = (offset + piece) % size
+
+    return work
+
+
+def burn_disk(spec: Spec) -> Work:
+    """Synchronous writes to a file that has no name any more: whatever happens, nothing is left behind."""
+    flags = os.O_RDWR | os.O_TMPFILE | os.O_SYNC
+    file = os.open(spec["directory"], flags, 0o600)
+    size, piece = spec.get("bytes", 32 << 20), 1 << 20
+    buffer = mmap.mmap(-1, piece)
+    offset = 0
+
+    def work() -> None:
+        nonlocal offset
+        os.pwrite(file, buffer, offset)
+        os.fdatasync(file)
+        offset = (offset + piece) % size
+
+    return work
+
+
+KINDS = {"cpu": burn_cpu, "memory": burn_memory, "disk": burn_disk}
+
+
+def main() -> None:
+    spec = json.loads(sys.argv[1])
+    bounds = Bounds(spec["until_ns"])
+    realtime = place(spec)
+    work = KINDS[spec["kind"]](spec)
+    follow, here = spec.get("follow"), None
+    begun_ns, cpu_begun_ns = time.monotonic_ns(), time.process_time_ns()
+    say(begun_ns=begun_ns, pid=os.getpid(), realtime=realtime)
+    rounds = 0
+    while True:
+        cycle_ns = time.monotonic_ns()
+        if follow is not None:
+            cpu = last_cpu(follow)
+            if cpu is None:
+                break
+            if cpu != here:
+                os.sched_setaffinity(0, {cpu})
+                here = cpu
+        stop_ns = cycle_ns + int(spec["share"] * CYCLE_NS)
+        while time.monotonic_ns() < stop_ns:
+            work()
+            rounds += 1
+        if bounds.over((cycle_ns + CYCLE_NS - time.monotonic_ns()) / 1e9):
+            break
+    say(
+        begun_ns=begun_ns,
+        ended_ns=time.monotonic_ns(),
+        cpu_ns=time.process_time_ns() - cpu_begun_ns,
+        realtime=realtime,
+        rounds=rounds,
+    )
+
+
+if __name__ == "__main__":
+    main()

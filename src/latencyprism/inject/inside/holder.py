@@ -1,0 +1,176 @@
+"""Holds a process back and always lets it go: ``python -I -S holder.py SPEC`` with SPEC a JSON object.
+
+Two processes: the *actor* does it, its parent, the *keeper*, undoes it when the actor is gone for whatever
+reason. The actor ends at ``until_ns`` (CLOCK_MONOTONIC), when standard input closes (the injector is gone)
+or when the keeper is gone, and undoes it too. Undoing twice does no harm. Both have sessions of their own, so
+that no signal to a process group reaches both.
+
+``kind``: ``stop`` sends SIGSTOP for ``stop_ns`` every ``every_ns`` through ``pidfd``; ``group`` puts the
+process into the control group ``directory`` until the end, then back into ``home``.
+
+One JSON line per stop or per stay in the group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import sys
+import time
+from types import FrameType
+from typing import Any
+
+Spec = dict[str, Any]
+
+LOOK_S = 0.01
+
+
+class Stop:
+    def __init__(self, spec: Spec) -> None:
+        self.pidfd, self.pid = spec["pidfd"], spec["pid"]
+        self.stop_ns, self.every_ns = spec["stop_ns"], spec["every_ns"]
+
+    def state(self) -> str:
+        try:
+            with open(f"/proc/{self.pid}/stat", "rb") as file:
+                data = file.read()
+            return data[data.rfind(b")") + 2 : data.rfind(b")") + 3].decode()
+        except OSError:
+            return "X"
+
+    def undo(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGCONT)
+
+    def act(self, bounds: Bounds) -> None:
+        next_ns = time.monotonic_ns() + self.every_ns // 2
+        while bounds.wait_until(next_ns):
+            begun_ns = time.monotonic_ns()
+            try:
+                signal.pidfd_send_signal(self.pidfd, signal.SIGSTOP)
+                goes_on = bounds.wait_until(begun_ns + self.stop_ns)
+                state = self.state()
+            finally:
+                self.undo()
+            say(begun_ns=begun_ns, ended_ns=time.monotonic_ns(), stopped=state == "T")
+            if not goes_on:
+                return
+            next_ns += self.every_ns
+
+
+class Group:
+    def __init__(self, spec: Spec) -> None:
+        self.pid, self.directory, self.home = spec["pid"], spec["directory"], spec["home"]
+
+    def undo(self) -> None:
+        """All members go home, what the target started meanwhile included; then the group goes."""
+        for _ in range(50):
+            try:
+                with open(os.path.join(self.directory, "cgroup.procs")) as file:
+                    members = file.read().split()
+            except FileNotFoundError:
+                return
+            for member in members:
+                with contextlib.suppress(OSError), open(os.path.join(self.home, "cgroup.procs"), "w") as file:
+                    file.write(member)
+            with contextlib.suppress(OSError):
+                os.rmdir(self.directory)
+                return
+            time.sleep(0.02)
+
+    def act(self, bounds: Bounds) -> None:
+        begun_ns = time.monotonic_ns()
+        with open(os.path.join(self.directory, "cgroup.procs"), "w") as file:
+            file.write(str(self.pid))
+        bounds.wait_until(bounds.until_ns)
+        statistics = {}
+        with contextlib.suppress(OSError), open(os.path.join(self.directory, "cpu.stat")) as file:
+            statistics = {key: int(value) for key, value in (line.split() for line in file)}
+        spent = statistics.get("throttled_time", statistics.get("throttled_usec", 0) * 1000)
+        ended_ns = time.monotonic_ns()
+        say(
+            begun_ns=begun_ns,
+            ended_ns=ended_ns,
+            periods=statistics.get("nr_throttled", 0),
+            throttled_ns=spent,
+        )
+
+
+class Bounds:
+    def __init__(self, until_ns: int, keeper: int) -> None:
+        self.until_ns, self.keeper = until_ns, keeper
+
+    def wait_until(self, moment_ns: int) -> bool:
+        """Waits; False as soon as it is time to end altogether."""
+        while True:
+            now_ns = time.monotonic_ns()
+            if now_ns >= self.until_ns or os.getppid() != self.keeper:
+                return False
+            if now_ns >= moment_ns:
+                return True
+            left_s = (min(moment_ns, self.until_ns) - now_ns) / 1e9
+            # Nothing is ever written to standard input: readable means closed.
+            if select.select([0], [], [], min(left_s, LOOK_S))[0]:
+                return False
+
+
+def say(**fields: object) -> None:
+    """Never blocks: a full pipe must not keep a target stopped."""
+    with contextlib.suppress(OSError):
+        os.write(1, (json.dumps(fields) + "\n").encode())
+
+
+def act(spec: Spec, keeper: int) -> None:
+    os.setsid()
+    harm = KINDS[spec["kind"]](spec)
+
+    def leave(_number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        harm.act(Bounds(spec["until_ns"], keeper))
+    except OSError as error:
+        say(error=f"{error.strerror}: {error.filename or ''}")
+    finally:
+        harm.undo()
+
+
+def keep(spec: Spec, actor: int) -> None:
+    """Waits for the actor, a second longer than it may take, then undoes."""
+    harm = KINDS[spec["kind"]](spec)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        while os.waitpid(actor, os.WNOHANG)[0] == 0:
+            if time.monotonic_ns() > spec["until_ns"] + 1_000_000_000:
+                os.kill(actor, signal.SIGKILL)
+                os.waitpid(actor, 0)
+                break
+            time.sleep(LOOK_S)
+    finally:
+        harm.undo()
+
+
+KINDS: dict[str, type[Stop] | type[Group]] = {"stop": Stop, "group": Group}
+
+
+def main() -> None:
+    spec = json.loads(sys.argv[1])
+    os.set_blocking(1, False)
+    with contextlib.suppress(OSError):
+        # To be on time although the machine is busy; it sleeps nearly always.
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(2))
+    keeper = os.getpid()
+    actor = os.fork()
+    if actor == 0:
+        act(spec, keeper)
+    else:
+        keep(spec, actor)
+
+
+if __name__ == "__main__":
+    main()
