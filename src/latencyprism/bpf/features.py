@@ -33,7 +33,7 @@ class Condition(NamedTuple):
 
 def conditions() -> list[Condition]:
     """Each thing the eBPF probes need, tried; under a second, nothing is left behind."""
-    found = [
+    return [
         _try("architecture", kernel.supported_machine),
         _try("kernel type information", lambda: f"{_tracepoints()} tracepoints resolved"),
         _try("bpf(2) allowed", _create_ring),
@@ -43,7 +43,6 @@ def conditions() -> list[Condition]:
         _jit(),
         _lockdown(),
     ]
-    return found
 
 
 def _try(name: str, action: Callable[[], str]) -> Condition:

@@ -48,8 +48,8 @@ SWITCH_DTYPE = np.dtype(
 ``on_ns`` when it had got the CPU before (0: not seen), ``out_ns`` when it lost it, ``wake_ns`` when it was
 made runnable (0: it had stayed runnable, or the wake-up was not seen), ``in_ns`` when it got it back.
 ``state`` is the kernel's task state when it left, 0 for a thread whose CPU was taken away. ``after_*`` ran
-on this CPU immediately before, ``by_*`` got the CPU when the thread lost it. ``waker_pid`` was running where the
-wake-up came from: the waker, or, when an interrupt (a timer, a disk) did it, whoever was interrupted.
+on this CPU immediately before, ``by_*`` got the CPU when the thread lost it. ``waker_pid`` was running
+where the wake-up came from: the waker, or, when an interrupt (a timer, a disk) did it, the one interrupted.
 """
 
 Switches = npt.NDArray[np.void]
@@ -171,7 +171,8 @@ def _clip(
     start: npt.NDArray[np.uint64], end: npt.NDArray[np.uint64], low: int, high: int
 ) -> npt.NDArray[np.int64]:
     first = np.clip(start.astype(np.int64), low, high)
-    return np.maximum(np.clip(end.astype(np.int64), low, high) - first, 0)
+    length: npt.NDArray[np.int64] = np.maximum(np.clip(end.astype(np.int64), low, high) - first, 0)
+    return length
 
 
 def to_spans(events: Switches, on_cpu: bool = False) -> list[Span]:

@@ -63,6 +63,7 @@ const volatile u32 ubatch_positions = 40;
 const volatile u32 ubatch_sequence_ids = 56;
 const volatile u32 ubatch_outputs = 80;
 const volatile u32 ubatch_ids_per_sequence = 0; /* 1: the id array has one entry per sequence */
+const volatile u32 ubatch_returns_object = 0;   /* 1: the function returns an object, not a pointer */
 
 u64 lost = 0;  /* records the full ring refused */
 u64 seen = 0;  /* hits in the target, before POINT_FIRST */
@@ -92,6 +93,8 @@ struct registers {
 };
 #define ARG0(regs) ((regs)->di)
 #define ARG1(regs) ((regs)->si)
+#define ARG2(regs) ((regs)->dx)
+#define HIDDEN_RESULT 1 /* the place of a returned object is passed as the first argument */
 #define RETURNED(regs) ((regs)->ax)
 #elif defined(LP_AARCH64)
 struct registers {
@@ -99,6 +102,8 @@ struct registers {
 };
 #define ARG0(regs) ((regs)->x[0])
 #define ARG1(regs) ((regs)->x[1])
+#define ARG2(regs) ((regs)->x[2])
+#define HIDDEN_RESULT 0 /* it has a register of its own, x8 */
 #define RETURNED(regs) ((regs)->x[0])
 #else
 #error "define LP_X86_64 or LP_AARCH64"
@@ -255,9 +260,15 @@ int ubatch(struct registers *regs)
 {
     u32 index = (u32)bpf_get_attach_cookie(regs);
     u32 tid = thread_of_target();
+    u64 first = ARG0(regs), second = ARG1(regs), third = ARG2(regs);
     struct ubatch_hit *record;
     struct point *point;
 
+    asm volatile("" : "+r"(first), "+r"(second), "+r"(third));
+    if (ubatch_returns_object && HIDDEN_RESULT) {
+        first = second;
+        second = third;
+    }
     if (!tid)
         return 0;
     point = bpf_map_lookup_elem(&points, &index);
@@ -271,12 +282,12 @@ int ubatch(struct registers *regs)
         return 0;
     }
     fill(&record->hit, tid, index, 0);
-    record->hit.args[0] = ARG0(regs);
-    record->hit.args[1] = ARG1(regs);
-    if (bpf_probe_read_user(record->hit.data, DATA_BYTES, (void *)ARG1(regs)))
+    record->hit.args[0] = first;
+    record->hit.args[1] = second;
+    if (bpf_probe_read_user(record->hit.data, DATA_BYTES, (void *)second))
         record->hit.flags |= HIT_UNREAD;
     else
-        record->hit.flags |= walk(record, ARG1(regs));
+        record->hit.flags |= walk(record, second);
     bpf_ringbuf_submit(record, wake(point));
     return 0;
 }

@@ -44,22 +44,23 @@ class SeenRun(NamedTuple):
 
 
 class Event(NamedTuple):
-    """One hit. ``context``: address of the llama_context (DECODE, UBATCH). ``sequence``: of a LAUNCH.
-    ``tokens``: of a UBATCH. ``runs``: of a UBATCH, None when they could not be read."""
+    """One hit. ``context``: address of the llama_context (DECODE, UBATCH); ``other``: the argument after it.
+    ``sequence``: of a LAUNCH. ``tokens`` and ``runs``: of a UBATCH, None when they could not be read."""
 
     role: Role
     time_ns: int
     tid: int
     context: int = 0
+    other: int = 0
     sequence: int | None = None
-    tokens: int = 0
+    tokens: int | None = None
     runs: tuple[SeenRun, ...] | None = None
 
 
 @dataclass
 class _Ubatch:
     start_ns: int
-    tokens: int
+    tokens: int | None
     runs: tuple[SeenRun, ...] | None
 
 
@@ -155,13 +156,16 @@ class Assembler:
             loop.context = event.context
 
     def _ubatch(self, loop: _Loop, event: Event) -> None:
+        runs, tokens = event.runs, event.tokens
         if event.context != loop.context:
-            return
-        runs = event.runs
-        if runs is None or not believable(runs, event.tokens):
+            if event.other != loop.context:
+                return
+            # A build whose function returns an object: arguments are one place further than the pack says.
+            runs = tokens = None
+        if runs is None or tokens is None or not believable(runs, tokens):
             self.unreadable += 1
-            runs = None
-        loop.calls[-1].ubatches.append(_Ubatch(event.time_ns, event.tokens, runs))
+            runs = tokens = None
+        loop.calls[-1].ubatches.append(_Ubatch(event.time_ns, tokens, runs))
 
     def _computed(self, loop: _Loop, event: Event, window: Window) -> None:
         call = loop.calls[-1]
@@ -249,9 +253,11 @@ class Assembler:
         """One span for each micro-batch; the last ends when the call's result was there."""
         track = (f"{ENGINE} {self._pid}", "ubatch")
         ends = [ubatch.start_ns for ubatch in call.ubatches[1:]] + [end_ns]
-        return [
-            Span(
-                track, f"ubatch of {ubatch.tokens}", ubatch.start_ns, end, step, (("tokens", ubatch.tokens),)
-            )
-            for ubatch, end in zip(call.ubatches, ends)
-        ]
+        spans = []
+        for ubatch, end in zip(call.ubatches, ends):
+            if ubatch.tokens is None:
+                spans.append(Span(track, "ubatch", ubatch.start_ns, end, step))
+            else:
+                details = (("tokens", ubatch.tokens),)
+                spans.append(Span(track, f"ubatch of {ubatch.tokens}", ubatch.start_ns, end, step, details))
+        return spans

@@ -23,6 +23,7 @@ OFFSETS = (
     "sequence_ids",
     "outputs",
     "ids_per_sequence",
+    "returns_object",
 )
 
 

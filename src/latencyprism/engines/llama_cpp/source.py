@@ -161,7 +161,7 @@ def _event(role: Role, hit: Hit) -> Event:
         readable = not hit.flags & (UNREAD | TRUNCATED)
         runs = tuple(SeenRun(*run[:3], bool(run.output)) for run in hit.runs) if readable else None
         tokens: int = struct.unpack_from("<I", hit.data, 4)[0]
-        return Event(role, hit.time_ns, hit.tid, hit.args[0], tokens=tokens, runs=runs)
+        return Event(role, hit.time_ns, hit.tid, *hit.args, tokens=tokens, runs=runs)
     if role is Role.LAUNCH:
         slot: int = struct.unpack_from("<i", hit.data)[0]
         known = not hit.flags & UNREAD and 0 <= slot < 1 << 16
