@@ -27,7 +27,7 @@ from .memory import read_memory, write_memory
 from .process import read_process, status_fields
 from .ptrace import Gone, Registers, Tracee, in_tracer_thread
 from .slack import MAX_TEXT_BYTES, Slot, find_slots
-from .syscalls import WAITING, interrupted, resumed
+from .syscalls import FUTEX, WAITING, interrupted, resumed
 
 _STOP_LIMIT_S = 0.5
 _SETTLED_S = 0.010
@@ -200,14 +200,25 @@ class Injector:
         """(system call with arguments, times the thread went to sleep), None when it is not waiting."""
         try:
             with open(f"/proc/{self.pid}/task/{self.pid}/syscall") as file:
-                call = file.read()
+                call = file.read(256)
             sleeps = status_fields(self.pid).get("voluntary_ctxt_switches", "")
         except FileNotFoundError:
             return None
         except OSError:
             raise Gone from None
-        number = call.split(" ", 1)[0]
-        return (call, sleeps) if number.isdigit() and int(number) in WAITING else None
+        fields = call.split()
+        number = int(fields[0]) if fields and fields[0].isdigit() else -1
+        if number not in WAITING or (number == FUTEX and self._in_runtime(int(fields[1], 16))):
+            return None
+        return call, sleeps
+
+    def _in_runtime(self, address: int) -> bool:
+        """True for a futex of the interpreter itself: the thread is just taking or giving the GIL.
+
+        To take the GIL once more there would wait on the same condition variable twice in one thread, and the
+        wake-up meant for the inner wait can go to the outer one, which cannot act on it.
+        """
+        return self.python.runtime[0] <= address < self.python.runtime[1]
 
     def _stop(self, progress: _Progress, enter: Callable[[Tracee], _Attempt]) -> _Attempt:
         """Stop the main thread, let ``enter`` change it, let go; times go to ``progress``."""
@@ -286,6 +297,8 @@ class Injector:
         number = interrupted(registers, read_memory(self.pid, registers.rip - 7, 7))
         if number not in WAITING:
             return _Attempt(why="the main thread just woke up")
+        if number == FUTEX and self._in_runtime(registers.rdi):
+            return _Attempt(why="the main thread is taking or giving the GIL")
         xstate, mask = tracee.xstate(), tracee.signal_mask()
         held = self._holds_gil(tracee, after, xstate, mask)
         if held is None:

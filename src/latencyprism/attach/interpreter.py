@@ -37,6 +37,7 @@ QUEUE_CODE = (
     "_PyMutex_LockTimed",
 )
 _OPTIONAL = ("Py_Version", "_Py_MergeZeroLocalRefcount")
+_RUNTIME = "_PyRuntime"
 _LIBC_CODE = ("sem_wait", "sem_trywait", "sem_timedwait", "sem_clockwait", "sem_post")
 _LIBC_CALLS = ("lsearch",)
 # `mov $15, %rax; syscall`: the return trampoline of signal handlers, a local symbol of glibc.
@@ -57,6 +58,7 @@ class Module:
     static: bool
     addresses: dict[str, int]
     code: tuple[tuple[int, int], ...]
+    runtime: tuple[int, int] | None
     restore_rt: int | None
 
 
@@ -67,7 +69,8 @@ class PythonInfo:
     ``version`` is (major, minor) or (major, minor, micro) where the interpreter tells; ``base`` the load
     address that symbols of ``module`` are relative to; ``static`` when the interpreter is part of the
     executable; ``addresses`` of the C functions used; ``queue_code`` address ranges in which the main thread
-    may hold the pending-call lock; ``restore_rt`` address of glibc's signal return trampoline.
+    may hold the pending-call lock; ``restore_rt`` address of glibc's signal return trampoline; ``runtime``
+    address range of ``_PyRuntime``, in which the GIL with its condition variables lies.
     """
 
     identity: Identity
@@ -81,6 +84,7 @@ class PythonInfo:
     addresses: dict[str, int] = field(repr=False)
     queue_code: tuple[tuple[int, int], ...] = field(repr=False)
     restore_rt: int = field(repr=False)
+    runtime: tuple[int, int] = field(repr=False)
     maps: list[Mapping] = field(repr=False)
 
 
@@ -106,7 +110,8 @@ def python_of(pid: int) -> PythonInfo:
     version, free_threaded = _version(pid, interpreter, maps)
     _refuse_version(pid, version, free_threaded)
     libc = _libc_module(info, maps, interpreter)
-    if libc.restore_rt is None or not all(name in interpreter.addresses for name in API):
+    missing = [name for name in API if name not in interpreter.addresses]
+    if libc.restore_rt is None or interpreter.runtime is None or "lsearch" not in libc.addresses or missing:
         raise TargetRefused(
             f"process {pid} cannot be attached to",
             "its interpreter or C library lacks a function that attaching needs",
@@ -124,6 +129,7 @@ def python_of(pid: int) -> PythonInfo:
         addresses={**libc.addresses, **interpreter.addresses},
         queue_code=interpreter.code + libc.code,
         restore_rt=libc.restore_rt,
+        runtime=interpreter.runtime,
         maps=maps,
     )
 
@@ -240,7 +246,7 @@ def _module(
             base = load_base(elf, group)
             if base is None:
                 return None
-            found = elf.lookup(wanted + code)
+            found = elf.lookup((*wanted, *code, _RUNTIME))
             trampoline = elf.find_code(RESTORE_RT) if wanted == _LIBC_CALLS or static else None
     except BadInput:
         return None
@@ -252,6 +258,7 @@ def _module(
         static=static,
         addresses={name: base + symbol.value for name, symbol in found.items() if name in wanted},
         code=_ranges(found, code, base),
+        runtime=next(iter(_ranges(found, (_RUNTIME,), base)), None),
         restore_rt=None if trampoline is None else base + trampoline,
     )
 

@@ -1,0 +1,63 @@
+"""The conditions that `check` shows, and what is known of an interpreter before it is touched."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+
+from latencyprism.attach import access
+from latencyprism.attach.interpreter import python_of
+from latencyprism.attach.permissions import conditions
+
+LOOP = "import time\nprint('ready')\nwhile True: time.sleep(0.01)\n"
+NAMES = ["process", "state", "tracer", "rights", "access", "yama", "machine", "libc"]
+
+
+def test_good_target_meets_all(start) -> None:
+    target = start(LOOP)
+    found = conditions(target.pid)
+    assert [one.name for one in found] == [*NAMES, "python", "route", "room", "namespaces"]
+    assert all(one.ok for one in found), found
+
+
+def test_each_bad_condition_has_a_remedy(start) -> None:
+    target = start(LOOP)
+    target.process.send_signal(signal.SIGSTOP)
+    time.sleep(0.1)
+    bad = [one for one in conditions(target.pid) if not one.ok]
+    assert [one.name for one in bad] == ["state", "python"]
+    assert all(one.remedy == f"kill -CONT {target.pid}" for one in bad)
+
+
+def test_not_python_and_no_process() -> None:
+    sleeper = subprocess.Popen(["sleep", "20"])
+    try:
+        time.sleep(0.1)
+        assert [one.name for one in conditions(sleeper.pid) if not one.ok] == ["python"]
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+    (only,) = conditions(sleeper.pid)
+    assert (only.name, only.ok) == ("process", False)
+
+
+def test_yama_is_read_as_it_is(monkeypatch, tmp_path) -> None:
+    scope = tmp_path / "ptrace_scope"
+    monkeypatch.setattr(access, "_YAMA", str(scope))
+    assert access.yama_scope() is None
+    for text, value in (("2\n", 2), ("junk", None)):
+        scope.write_text(text)
+        assert access.yama_scope() == value
+
+
+def test_interpreter_of_each_version(start, python: str) -> None:
+    target = start(LOOP, python)
+    told = subprocess.run(
+        [python, "-c", "import sys; print(*sys.version_info[:3])"], capture_output=True, text=True
+    )
+    version = tuple(map(int, told.stdout.split()))
+    info = python_of(target.pid)
+    assert info.version == version[: len(info.version)] and len(info.version) >= 2
+    assert not info.free_threaded and not info.musl and info.machine == "x86_64"
+    assert info.runtime[0] < info.runtime[1]
