@@ -42,15 +42,16 @@ def run(args: argparse.Namespace) -> int:
     watch = ReplicaWatch(attach(replica), horizon_s=args.duration + 30)
     try:
         result = _record(watch, path, args.duration, deep=not args.no_deep)
+        lost = watch.attachment.source.lost
     finally:
         watch.close()
-    if "error" in result:
+    if result.get("error"):
         raise PrismError(f"cannot write {path}", str(result["error"]))
     report = {
         "capture": str(path),
+        "bytes": result.get("bytes"),
         "steps": watch.counts.steps,
-        "lost": watch.attachment.source.lost,
-        **result,
+        "lost": lost,
     }
     if args.json:
         print(json.dumps(report))

@@ -204,7 +204,8 @@ class Watcher:
         result = capture.result or {}
         self.summary.captures.append(str(capture.path))
         identity = capture.alert.id if capture.alert else None
-        self._out.event("verdict", alert=identity, **result)
+        told = {name: value for name, value in result.items() if name != "event"}
+        self._out.event("verdict", alert=identity, **told)
         self._on_verdict(capture)
 
     def _keep_alive(self) -> None:
