@@ -1,7 +1,7 @@
 """Install the engines that the demo, the benchmarks and the tests run: ``setup_engines.py [ENGINE ...]``.
 
-Each gets a virtual environment of its own in the user's cache folder. An engine that cannot be had on this machine
-is named with its reason and is no failure; an unknown name is.
+Each gets a virtual environment of its own in the user's cache folder. An engine that cannot be had on this
+machine is named with its reason and is no failure; an unknown name is.
 """
 
 from __future__ import annotations

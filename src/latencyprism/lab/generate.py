@@ -34,8 +34,8 @@ class Target:
 class Request:
     """One request as its client saw it. ``outcome``: ok, failed (``why``), or cut (the load ended first).
 
-    ``due_ns`` is when it should have been sent: TTFT counts from there. Token figures are the server's, None where
-    it reported none.
+    ``due_ns`` is when it should have been sent: TTFT counts from there. Token figures are the server's,
+    None where it reported none.
     """
 
     number: int
@@ -67,9 +67,10 @@ class _Flight:
 
 
 class Generator:
-    """Sends what ``profile`` says to ``target`` until it ends or ``stopping()`` is true, then lets the requests in
-    flight finish for ``drain_s`` seconds. ``gaps`` collects, for each arrival: time, gap since the one before in the
-    same request, request number, number of events with a token it brought (see ``outcome.GAP``)."""
+    """Sends what ``profile`` says to ``target`` until it ends or ``stopping()`` is true, then lets the
+    requests in flight finish for ``drain_s`` seconds. ``gaps`` collects, for each arrival: time, gap since
+    the one before in the same request, request number, number of events with a token it brought (see
+    ``outcome.GAP``)."""
 
     def __init__(
         self,

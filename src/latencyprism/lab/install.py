@@ -1,8 +1,8 @@
 """Environments of the engines in the lab: one virtual environment each, in the user's cache folder.
 
-``ensure("vllm")`` answers at once when the environment is there, and builds it otherwise. A virtual environment
-cannot be moved, so it is built in place; the marker file written last tells a whole one from a broken one, and a
-lock file keeps two processes from building the same one.
+``ensure("vllm")`` answers at once when the environment is there, and builds it otherwise. A virtual
+environment cannot be moved, so it is built in place; the marker file written last tells a whole one from a
+broken one, and a lock file keeps two processes from building the same one.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ def environment_dir(engine: EngineName) -> Path:
 def ensure(engine: EngineName) -> EngineEnv:
     """The engine's environment, built first where it is missing (vLLM: minutes and 2-3 GB).
 
-    Raises EngineUnavailable where it cannot be built, BadInput for an unknown engine. Progress goes to stderr.
+    Raises EngineUnavailable where it cannot be built, BadInput for an unknown engine. Progress goes to
+    stderr.
     """
     pin = pins(engine)
     modules = pin.get("modules")

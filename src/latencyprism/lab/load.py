@@ -4,7 +4,8 @@
 ...     load.wait()
 >>> load.result().summary()
 
-The same from a shell: ``python -m latencyprism.lab.load --engine vllm --port 8000 --model tiny --profile decode``.
+The same from a shell: ``python -m latencyprism.lab.load --engine vllm --port 8000 --model tiny --profile
+decode``.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from latencyprism.lab.serve import Server
 
 
 class Load:
-    """A load generator process. It ends by itself where the profile says so, by ``stop``, or with its starter."""
+    """A load generator process. It ends by itself where the profile says so, by ``stop``, or with its
+    starter."""
 
     def __init__(
         self, server: Server, profile: Profile, *, timeout_s: float = 60.0, drain_s: float = 20.0
@@ -57,7 +59,8 @@ class Load:
             "timeout_s": self._timeout_s,
             "drain_s": self._drain_s,
         }
-        # The order goes through a file and standard input stays open: its end, also by our death, stops the load.
+        # The order goes through a file and standard input stays open: its end, also by our death, stops the
+        # load.
         (Path(self._folder.name) / "order.json").write_text(json.dumps(order))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "latencyprism.lab.load", "--order", self._folder.name],
@@ -118,7 +121,8 @@ class Load:
 
 
 def run(target: Target, profile: Profile, *, timeout_s: float, drain_s: float, until_eof: bool) -> Result:
-    """Generate load in this process until the profile ends, SIGINT, SIGTERM or (``until_eof``) the end of stdin."""
+    """Generate load in this process until the profile ends, SIGINT, SIGTERM or (``until_eof``) the end of
+    stdin."""
     stop = [False]
 
     def on_signal(_number: int, _frame: object) -> None:

@@ -1,6 +1,7 @@
 """Tiny models with random weights and a fixed seed: an engine runs them as any other, in milliseconds a step.
 
-They say nothing sensible; what the engine does to run them (schedule, prefill in chunks, batch, sample) is real.
+They say nothing sensible; what the engine does to run them (schedule, prefill in chunks, batch, sample) is
+real.
 """
 
 from __future__ import annotations

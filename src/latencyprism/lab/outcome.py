@@ -13,15 +13,17 @@ import numpy.typing as npt
 from latencyprism.errors import BadInput
 from latencyprism.lab.generate import Request
 
-# One row for each arrival that brought tokens. time_ns: CLOCK_MONOTONIC when it was read; gap_ns: since the arrival
-# before it in the same request (the ITL where events is 1), -1 for the first of a request; events: how many token
-# events came at once. Events are not tokens: a server may hold back bytes of an unfinished character.
+# One row for each arrival that brought tokens. time_ns: CLOCK_MONOTONIC when it was read; gap_ns: since the
+# arrival before it in the same request (the ITL where events is 1), -1 for the first of a request; events:
+# how many token events came at once. Events are not tokens: a server may hold back bytes of an unfinished
+# character.
 GAP = np.dtype([("time_ns", "<i8"), ("gap_ns", "<i8"), ("request", "<i8"), ("events", "<i8")])
 
 
 @dataclass(frozen=True)
 class Result:
-    """``began_ns``..``ended_ns``: while requests were sent (CLOCK_MONOTONIC); ``gaps``: rows of ``GAP`` by time."""
+    """``began_ns``..``ended_ns``: while requests were sent (CLOCK_MONOTONIC); ``gaps``: rows of ``GAP`` by
+    time."""
 
     profile: str
     began_ns: int
@@ -43,7 +45,8 @@ class Result:
         return np.asarray(rows["gap_ns"], dtype=np.float64) / 1e6
 
     def summary(self) -> dict[str, Any]:
-        """Counts, token sums of the requests that went well, and quantiles (ms); None where nothing was observed."""
+        """Counts, token sums of the requests that went well, and quantiles (ms); None where nothing was
+        observed."""
         ok = [request for request in self.requests if request.outcome == "ok"]
         ttft = [(r.first_ns - r.due_ns) / 1e6 for r in ok if r.first_ns is not None]
         last_ns = max((r.end_ns for r in ok if r.end_ns is not None), default=None)

@@ -16,7 +16,8 @@ LAST_PLAIN_TOKEN = 1200
 
 @dataclass(frozen=True)
 class Length:
-    """Tokens: lognormal with this median and sigma (of the logarithm), clipped; ``sigma`` 0 is a fixed length."""
+    """Tokens: lognormal with this median and sigma (of the logarithm), clipped; ``sigma`` 0 is a fixed
+    length."""
 
     median: int
     sigma: float = 0.0
@@ -32,11 +33,11 @@ class Length:
 class Profile:
     """One kind of load; deterministic for a ``seed`` but for the times at which answers end.
 
-    Closed loop: ``clients`` each send one request after the other, thinking ``think_ms`` (mean, exponential) between.
-    Open loop, when ``rate`` (requests a second) is given: Poisson arrivals whatever the server does; ``clients`` then
-    bounds those in flight, a request that must wait for that keeps its due time, so its TTFT includes the wait.
-    ``prefix``: tokens that all prompts share, for prefix caching. Ends after ``requests`` requests or
-    ``duration_s`` seconds, whichever is given and comes first.
+    Closed loop: ``clients`` each send one request after the other, thinking ``think_ms`` (mean,
+    exponential) between. Open loop, when ``rate`` (requests a second) is given: Poisson arrivals whatever
+    the server does; ``clients`` then bounds those in flight, a request that must wait for that keeps its
+    due time, so its TTFT includes the wait. ``prefix``: tokens that all prompts share, for prefix caching.
+    Ends after ``requests`` requests or ``duration_s`` seconds, whichever is given and comes first.
     """
 
     name: str

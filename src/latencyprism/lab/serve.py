@@ -30,8 +30,8 @@ _READY_S: dict[EngineName, float] = {"llama.cpp": 30.0, "transformers": 120.0, "
 
 @dataclass
 class Server:
-    """A running engine. ``pid`` is the process whose steps are watched (vLLM: EngineCore), ``main_pid`` the one
-    that was started, ``log`` a file with everything the engine said."""
+    """A running engine. ``pid`` is the process whose steps are watched (vLLM: EngineCore), ``main_pid`` the
+    one that was started, ``log`` a file with everything the engine said."""
 
     engine: EngineName
     env: EngineEnv
@@ -132,8 +132,8 @@ def start(
 ) -> Server:
     """Install if needed, start, wait until it answers, and send it one small request to warm it.
 
-    Raises EngineUnavailable where it cannot be installed; PrismError, with the end of its log, where it ends or does
-    not answer within ``ready_s`` seconds (default: 30 llama.cpp, 120 Transformers, 420 vLLM).
+    Raises EngineUnavailable where it cannot be installed; PrismError, with the end of its log, where it
+    ends or does not answer within ``ready_s`` seconds (default: 30 llama.cpp, 120 Transformers, 420 vLLM).
     """
     options = options or Options()
     env = ensure(engine)

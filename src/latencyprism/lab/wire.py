@@ -1,7 +1,7 @@
 """The bytes between the load generator and an OpenAI-style completions server.
 
-What a stream says is not looked at but for three things: that an event with a token came, the usage figures, and
-the end mark.
+What a stream says is not looked at but for three things: that an event with a token came, the usage
+figures, and the end mark.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-# What an event with a token contains, and what the last event does. llama.cpp and Transformers send one more event
-# without a token to say why they finished, and Transformers no end mark but its usage.
+# What an event with a token contains, and what the last event does. llama.cpp and Transformers send one
+# more event without a token to say why they finished, and Transformers no end mark but its usage.
 _MARKS = {
     "vllm": (b'"text":', b"data: [DONE]"),
     "transformers": (b'[{"index":0,"text":', b'"completion_tokens":'),
@@ -31,8 +31,8 @@ def completion_body(
 ) -> bytes:
     """A /v1/completions request for exactly ``max_tokens`` tokens after ``prompt`` (token ids).
 
-    Transformers takes text alone: there each token is written as a word that the tiny model's vocabulary has one
-    token for, and the model has no end token. The others are told to ignore the end token.
+    Transformers takes text alone: there each token is written as a word that the tiny model's vocabulary
+    has one token for, and the model has no end token. The others are told to ignore the end token.
     """
     body: dict[str, Any] = {"model": model, "max_tokens": max_tokens, "stream": stream, "temperature": 0}
     if engine == "transformers":
@@ -59,7 +59,8 @@ def request_bytes(host: str, body: bytes) -> bytes:
 class EventStream:
     """Reads one streamed answer as it comes; any bytes are accepted, none are kept but the last few thousand.
 
-    ``status``: HTTP status, None until the head is complete, 0 where it is not HTTP; ``done``: the end mark came.
+    ``status``: HTTP status, None until the head is complete, 0 where it is not HTTP; ``done``: the end mark
+    came.
     """
 
     def __init__(self, engine: str) -> None:

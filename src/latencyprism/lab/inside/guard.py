@@ -1,8 +1,8 @@
 """Run one engine and end it, with all its descendants, when the starter closes our standard input or dies.
 
-``guard.py GRACE_SECONDS COMMAND...``: prints the engine's process id. A pipe
-rather than PR_SET_PDEATHSIG alone: the latter fires when the *thread* that started us ends, and is not inherited by
-the engine's own children. We are their subreaper, so none can slip away by losing its parent.
+``guard.py GRACE_SECONDS COMMAND...``: prints the engine's process id. A pipe rather than PR_SET_PDEATHSIG
+alone: the latter fires when the *thread* that started us ends, and is not inherited by the engine's own
+children. We are their subreaper, so none can slip away by losing its parent.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def main(grace_s: float, command: list[str]) -> int:
     _wait_for_either(child.pid)
     _end(child.pid, grace_s)
     child.wait()
-    # Whoever is left is dead and adopted by us; uncollected they would stay as zombies where init collects none.
+    # Whoever is left is dead and adopted by us; uncollected they would stay as zombies where init collects
+    # none.
     try:
         while os.waitpid(-1, 0)[0]:
             pass

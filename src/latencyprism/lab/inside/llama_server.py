@@ -28,7 +28,8 @@ def main(options: dict) -> None:
     params.warmup = False
     params.fit_params = False
     params.verbosity = 1
-    # Blocked before the server makes its threads, so that they inherit the mask and sigwait below gets the signal.
+    # Blocked before the server makes its threads, so that they inherit the mask and sigwait below gets the
+    # signal.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     server = xllamacpp.Server(params)
     print("listening on", server.listening_address, file=sys.stderr, flush=True)

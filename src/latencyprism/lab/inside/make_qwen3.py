@@ -1,4 +1,5 @@
-"""Write a random Qwen3-architecture model as safetensors (bf16): ``make_qwen3.py OUTPUT_FOLDER SHAPE_JSON``."""
+"""Write a random Qwen3-architecture model as safetensors (bf16): ``make_qwen3.py OUTPUT_FOLDER
+SHAPE_JSON``."""
 
 from __future__ import annotations
 

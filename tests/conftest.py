@@ -1,0 +1,68 @@
+"""Real engines shared by all tests, and the rule that what can be tested on a machine is tested there.
+
+LATENCYPRISM_REQUIRE (set by scripts/run_tests.py) names what this machine has: a test marked with one of
+these that skips itself has failed. The exception is an engine for which no CPU build of torch is to be had.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from latencyprism.lab.install import NO_CPU_TORCH, EngineName, EngineUnavailable
+from latencyprism.lab.serve import Server, start
+
+REQUIRED = {name for name in os.environ.get("LATENCYPRISM_REQUIRE", "").split(",") if name}
+EXCUSED = f"engine unavailable: {NO_CPU_TORCH}"
+SERVER_FIXTURES = {"llama_server", "transformers_server", "vllm_server"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that takes a server needs an engine, whether it says so or not."""
+    for item in items:
+        if SERVER_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.engine)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report = yield
+    needed = {mark.name for mark in item.iter_markers()} & REQUIRED
+    if report.skipped and needed and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if EXCUSED not in reason:
+            report.outcome = "failed"
+            report.longrepr = f"{item.nodeid}: this machine has {', '.join(sorted(needed))}, yet: {reason}"
+    return report
+
+
+def _serve(engine: EngineName) -> Iterator[Server]:
+    try:
+        server = start(engine, ready_s=280)
+    except EngineUnavailable as missing:
+        pytest.skip(f"engine unavailable: {missing.reason}")
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def llama_server() -> Iterator[Server]:
+    """llama.cpp with default options; shared, so leave it as it was found."""
+    yield from _serve("llama.cpp")
+
+
+@pytest.fixture(scope="session")
+def transformers_server() -> Iterator[Server]:
+    """Transformers with continuous batching and default options; shared."""
+    yield from _serve("transformers")
+
+
+@pytest.fixture(scope="session")
+def vllm_server() -> Iterator[Server]:
+    """vLLM (API server, EngineCore, one Worker) with default options; shared. Takes half a minute to
+    start."""
+    yield from _serve("vllm")
