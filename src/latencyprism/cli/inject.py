@@ -54,13 +54,14 @@ def run(args: argparse.Namespace) -> int:
     def leave(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, leave)
+    before = signal.signal(signal.SIGTERM, leave)
     try:
         injection.wait()
     except KeyboardInterrupt:
         print("ended early", file=sys.stderr)
     finally:
         injection.stop()
+        signal.signal(signal.SIGTERM, before)
     _print_outcome(injection, args.json)
     return 0 if injection.effect_check().effective else 1
 

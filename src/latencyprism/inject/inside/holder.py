@@ -26,6 +26,8 @@ from typing import Any
 Spec = dict[str, Any]
 
 LOOK_S = 0.01
+FIRST_NS = 500_000_000
+"""The first stop comes no later than this after the start."""
 
 
 class Stop:
@@ -46,7 +48,7 @@ class Stop:
             signal.pidfd_send_signal(self.pidfd, signal.SIGCONT)
 
     def act(self, bounds: Bounds) -> None:
-        next_ns = time.monotonic_ns() + self.every_ns // 2
+        next_ns = time.monotonic_ns() + min(self.every_ns // 2, FIRST_NS)
         while bounds.wait_until(next_ns):
             begun_ns = time.monotonic_ns()
             try:
