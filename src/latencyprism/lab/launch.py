@@ -68,9 +68,9 @@ def _vllm(env: EngineEnv, model: Path, port: int, options: Options) -> Launch:
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
         "VLLM_HOST_IP": "127.0.0.1",
-        # EngineCore and Worker poll each other's queue. By default they call sched_yield() while they do,
-        # and a fair scheduler makes a task that yielded a thousand times wait long for its next turn when
-        # cores are few: stalls of 0.2-0.5 s in one step of ten. This polls without yielding.
+        # EngineCore and Worker poll each other's queue; by default they call sched_yield() meanwhile. On two
+        # shared cores steps of 0.2-0.7 s were then seen in one of ten, about a third of that when they poll
+        # without yielding; it is believed that a fair scheduler makes a task that yielded often wait long.
         "VLLM_USE_SPINLOOP_EXT": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_DO_NOT_TRACK": "1",

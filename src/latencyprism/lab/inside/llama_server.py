@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 
@@ -32,12 +33,10 @@ def main(options: dict) -> None:
     # signal.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     server = xllamacpp.Server(params)
-    print("listening on", server.listening_address, file=sys.stderr, flush=True)
+    sys.stderr.write(f"listening on {server.listening_address}\n")
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
     # The server's own destructor waits for streams to end; nothing here needs saving.
     sys.stderr.flush()
-    import os
-
     os._exit(0)
 
 
