@@ -24,8 +24,8 @@ class ShiftTest:
     def feed(
         self, fast: float, slow: float, clip: float, wander: float, variance: float, cap: float, step: int
     ) -> bool:
-        """``fast``, ``slow``: residual less allowance, ``slow`` clipped; ``clip``: largest share of one step in
-        the fast sum, unless a third of its limit is larger; ``wander``, ``variance``: the
+        """``fast``, ``slow``: residual less allowance, ``slow`` clipped; ``clip``: most that one step adds to
+        the fast sum, unless a third of its limit is more; ``wander``, ``variance``: the
         stream's drift and long-run variance. True if a sum is above its limit.
 
         Limits follow Siegmund's Brownian approximation of the CUSUM's run length,
