@@ -17,8 +17,8 @@ def replace_file(path: str | os.PathLike[str], chunks: Iterable[bytes], what: st
     A device or pipe is written straight to. BadInput if ``path`` cannot be a file; PrismError naming
     ``what`` if the disk is full or the folder cannot be written; the half-written file is removed.
     """
-    target = Path(os.path.realpath(path))
     try:
+        target = Path(os.path.realpath(path))
         mode = target.stat().st_mode
     except FileNotFoundError:
         mode = stat.S_IFREG

@@ -135,10 +135,11 @@ def read_capture(path: str | os.PathLike[str]) -> Capture:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise BadInput(f"cannot read the capture {path}", reason, "check the path") from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise BadInput(f"cannot read the capture {path}", "it is not a regular file")
     with open(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise BadInput(f"cannot read the capture {path}", "it is not a regular file")
         if status.st_size == 0:
             raise BadInput(f"cannot read the capture {path}", "it is empty")
         if status.st_size > _MAX_FILE_BYTES:

@@ -49,7 +49,7 @@ class CaptureJob:
         self._file: BinaryIO | None = None
         self._said = b""
         self.verdict: dict[str, Any] | None = None
-        """The verdict of ``finish``, as soon as ``poll`` has heard it: seconds before the file may be whole."""
+        """The verdict of ``finish`` as soon as ``poll`` has heard it, which is before the file is whole."""
         # Beside the capture: the raw file can be large, and /tmp is often memory.
         try:
             descriptor, raw = tempfile.mkstemp(
