@@ -330,9 +330,12 @@ def _files(capture: Capture, capture_path: str | os.PathLike[str] | None) -> Ite
     yield "</section>"
 
 
+_NOT_FOR_PEOPLE = {"clock", "roles", "alert_ns", "onset_ns", "deep_probe"}
+
+
 def _meta_rows(meta: dict[str, Any]) -> Iterator[str]:
     for name, value in meta.items():
-        if value in (None, "", [], {}):
+        if value in (None, "", [], {}) or name in _NOT_FOR_PEOPLE:
             continue
         if isinstance(value, dict):
             told = ", ".join(f"{key} {entry}" for key, entry in value.items())
