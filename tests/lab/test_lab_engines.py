@@ -90,9 +90,12 @@ def test_stopped_server_leaves_nothing() -> None:
     server.stop()
 
 
-def test_server_that_cannot_start_says_why() -> None:
-    with pytest.raises(PrismError, match=r"llama\.cpp did not start"):
-        start("llama.cpp", Options(environ={"LD_PRELOAD": ""}, context=-1, slots=-1), ready_s=5)
+def test_server_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF and no more")
+    monkeypatch.setattr("latencyprism.lab.serve.ensure_model", lambda *_: broken)
+    with pytest.raises(PrismError, match=r"llama\.cpp did not start.*ended by itself"):
+        start("llama.cpp", ready_s=10)
 
 
 def test_models_of_another_shape_are_made_once() -> None:

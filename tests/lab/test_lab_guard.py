@@ -77,8 +77,7 @@ def test_engine_and_its_children_end(tmp_path: Path, mode: str) -> None:
     guard.stdin.close()
 
 
-def test_killed_guard_takes_the_engine_with_it(tmp_path: Path) -> None:
-    note = tmp_path / "child"
+def test_killed_guard_takes_the_engine_with_it() -> None:
     guard = subprocess.Popen(
         [
             sys.executable,

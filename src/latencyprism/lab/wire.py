@@ -98,5 +98,7 @@ class EventStream:
 
     def usage(self, name: str) -> int | None:
         """A figure of the server's usage report (``completion_tokens``..), None where it gave none."""
+        if self.status != 200:
+            return None
         found = _FIGURES[name].findall(self._tail)
         return int(found[-1]) if found and len(found[-1]) < 10 else None
