@@ -71,9 +71,7 @@ def window(scene=HEALTHY, seconds=30.0, seed=0, start_s=1000.0, noise=0.05, drif
     stop_at = clock + 0.3e9 if scene.stop_every_s else float("inf")
     stops = []
     totals = []  # (time, dict of cumulative values)
-    sums = dict.fromkeys(
-        ("base", "stop", "wall", "gc", "faults", "vol", "invol", "writes", "steps"), 0.0
-    )
+    sums = dict.fromkeys(("base", "stop", "wall", "gc", "faults", "vol", "invol", "writes", "steps"), 0.0)
     number = 0
     while clock < end:
         number += 1
@@ -94,15 +92,35 @@ def window(scene=HEALTHY, seconds=30.0, seed=0, start_s=1000.0, noise=0.05, drif
         gc = int(base * scene.gc)
         out.steps.append(
             Step(
-                "vllm", 0, 0, number, begin, int(clock), "mixed" if prefill else "decode",
-                requests=8, prefill_requests=int(prefilling), decode_requests=8 - int(prefilling),
-                prefill_tokens=prefill, decode_tokens=8 - int(prefilling), cached_tokens=cached,
-                context_tokens=context, attention_work=prefill * 50, preempted=int(random.random() < scene.preempted),
-                running=8, waiting=0, schedule_ns=int(3e5 + gc), execute_ns=int(duration - 6e5 - gc),
-                sample_ns=None, update_ns=int(2e5), gap_ns=int(1e5), gc_ns=gc,
-            )  # fmt: skip
+                "vllm",
+                0,
+                0,
+                number,
+                begin,
+                int(clock),
+                "mixed" if prefill else "decode",
+                requests=8,
+                prefill_requests=int(prefilling),
+                decode_requests=8 - int(prefilling),
+                prefill_tokens=prefill,
+                decode_tokens=8 - int(prefilling),
+                cached_tokens=cached,
+                context_tokens=context,
+                attention_work=prefill * 50,
+                preempted=int(random.random() < scene.preempted),
+                running=8,
+                waiting=0,
+                schedule_ns=int(3e5 + gc),
+                execute_ns=int(duration - 6e5 - gc),
+                sample_ns=None,
+                update_ns=int(2e5),
+                gap_ns=int(1e5),
+                gc_ns=gc,
+            )
         )
-        out.spans.append(Span(("Worker 200", "main"), "execute_model", begin + int(5e5) + gc, int(clock) - int(3e5)))
+        out.spans.append(
+            Span(("Worker 200", "main"), "execute_model", begin + int(5e5) + gc, int(clock) - int(3e5))
+        )
         sums["base"] += base
         sums["stop"] += stopped
         sums["wall"] += duration
@@ -119,9 +137,10 @@ def window(scene=HEALTHY, seconds=30.0, seed=0, start_s=1000.0, noise=0.05, drif
 
 def _counters(out, scene, totals, stops, begin, end, random):
     times = np.array([begin, *[t for t, _ in totals]])
+    columns = {key: np.array([0.0, *[s[key] for _, s in totals]]) for key in totals[0][1]}
 
     def at(key, moment):
-        return float(np.interp(moment, times, np.array([0.0, *[s[key] for _, s in totals]])))
+        return float(np.interp(moment, times, columns[key]))
 
     offset = begin * 0.5
     for tick in range(int((end - begin) / 1e8) + 1):
@@ -132,8 +151,8 @@ def _counters(out, scene, totals, stops, begin, end, random):
         w_cpu = max(0.0, wall - lost - idle - 0.02 * wall)
         halted = any(low <= now <= high for low, high in stops)
 
-        def put(track, name, value, unit="count"):
-            out.counters.append(Counter(track, name, int(now), value, unit))
+        def put(track, name, value, unit="count", now=int(now)):
+            out.counters.append(Counter(track, name, now, value, unit))
 
         for track, cpu, rq in ((W_THREAD, w_cpu, lost + 0.01 * wall), (E_THREAD, 0.95 * wall, 0.02 * wall)):
             put(track, "state", 3 if halted and track is W_THREAD else 0, "state")
@@ -157,7 +176,12 @@ def _counters(out, scene, totals, stops, begin, end, random):
             put(("machine",), "neighbours_looked_ns", wall, "ns")
             share = scene.foreign / (1 + scene.slow)
             if share:
-                put(("neighbour 4711", "busy", "/other"), "cpu0_share", share * random.uniform(0.9, 1.1), "cores")
+                put(
+                    ("neighbour 4711", "busy", "/other"),
+                    "cpu0_share",
+                    share * random.uniform(0.9, 1.1),
+                    "cores",
+                )
             if scene.elsewhere:
                 put(("neighbour 4712", "copy", "/other"), "cpu2_share", scene.elsewhere, "cores")
             put(("neighbour 9", "kworker", ""), "cpu1_share", random.uniform(0.0, 0.04), "cores")

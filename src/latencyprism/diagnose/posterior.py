@@ -23,6 +23,8 @@ _TEMPER = 0.7
 """Signals are not independent; each counts for less than a whole observation."""
 
 _PRIOR_NONE, _PRIOR_UNKNOWN, _PRIOR_CAUSES = 0.6, 0.08, 0.32
+_VISIBLE, _WITHOUT_KEY = 2.0, 0.05
+"""A cause whose key signals did not move by so many sigma is held for so much less likely."""
 _LATENCY = ("slow", "level", "stall")
 _LOCATION_ONLY = frozenset({"schedule", "execute", "sample", "update", "gap"})
 
@@ -107,6 +109,15 @@ def considered(table: Table, shifts: Mapping[str, Shift]) -> list[Signature]:
     return [signature for signature in table.causes.values() if any(key in shifts for key in signature.key)]
 
 
+def _key_moved(signature: Signature, shifts: Mapping[str, Shift]) -> bool:
+    """Whether any signal that sets the cause apart visibly moved the way it should."""
+    for name in signature.key:
+        sign = -1.0 if signature.signals.get(name) == "down" else 1.0
+        if name in shifts and sign * shifts[name].z > _VISIBLE:
+            return True
+    return False
+
+
 def probabilities(table: Table, shifts: Mapping[str, Shift]) -> dict[str, float]:
     """Cause -> probability, with ``none`` and ``unknown``; sums to 1. Where no latency signal was
     observed, ``none`` cannot be told and everything rests on ``unknown``."""
@@ -120,6 +131,8 @@ def probabilities(table: Table, shifts: Mapping[str, Shift]) -> dict[str, float]
     }
     for signature in considered(table, used):
         prior = _PRIOR_CAUSES * signature.prior / weight
+        if signature.seen == 1 and not _key_moved(signature, used):
+            prior *= _WITHOUT_KEY
         scores[signature.cause] = log(prior) + _cause(signature, used, table)
     largest = max(scores.values())
     raw = {cause: float(np.exp(score - largest)) for cause, score in scores.items()}
