@@ -79,17 +79,7 @@ def test_engine_and_its_children_end(tmp_path: Path, mode: str) -> None:
 
 def test_killed_guard_takes_the_engine_with_it() -> None:
     guard = subprocess.Popen(
-        [
-            sys.executable,
-            "-I",
-            "-S",
-            str(INSIDE / "guard.py"),
-            "5",
-            sys.executable,
-            "-c",
-            "import time; time.sleep(60)",
-            str(note),
-        ],
+        [sys.executable, "-I", "-S", str(INSIDE / "guard.py"), "5", "sleep", "60"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

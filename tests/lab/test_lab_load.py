@@ -154,24 +154,11 @@ def _running(pid: int) -> bool:
 
 def test_command_line_prints_a_summary(tmp_path: Path) -> None:
     with ToyServer(gap_s=0.001) as toy:
+        what = ["--engine", "llama.cpp", "--port", str(toy.port), "--profile", "decode"]
+        what += ["--clients", "2", "--requests", "2"]
         where = ["--output", str(tmp_path / "r.json"), "--gaps", str(tmp_path / "g.bin")]
         answer = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "latencyprism.lab.load",
-                "--engine",
-                "llama.cpp",
-                "--port",
-                str(toy.port),
-                "--profile",
-                "decode",
-                "--clients",
-                "2",
-                "--requests",
-                "2",
-                *where,
-            ],
+            [sys.executable, "-m", "latencyprism.lab.load", *what, *where],
             capture_output=True,
             text=True,
             check=False,
