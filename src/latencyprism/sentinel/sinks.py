@@ -51,7 +51,7 @@ class Webhook:
         self._first_wait_s = first_wait_s
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(QUEUE_LIMIT)
         self._stop = threading.Event()
-        self.sent = self.failed = self.dropped = 0
+        self.sent = self.failed = self.dropped = self._accepted = 0
         self.last_error = ""
         self._thread = threading.Thread(target=self._run, name="webhook", daemon=True)
         self._thread.start()
@@ -59,13 +59,14 @@ class Webhook:
     def offer(self, alert: Alert, status: str = "firing") -> None:
         try:
             self._queue.put_nowait(webhook_payload(alert, status))
+            self._accepted += 1
         except queue.Full:
             self.dropped += 1
 
     def close(self, wait_s: float = 5.0) -> None:
         """Let what is queued go out for at most ``wait_s``, then stop."""
         deadline = time.monotonic() + wait_s
-        while not self._queue.empty() and time.monotonic() < deadline:
+        while self.sent + self.failed < self._accepted and time.monotonic() < deadline:
             time.sleep(0.02)
         self._stop.set()
         try:

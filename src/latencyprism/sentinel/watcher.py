@@ -15,6 +15,7 @@ from typing import Any
 from latencyprism.attach.process import Identity
 from latencyprism.engines.discovery import Replica, discover
 from latencyprism.errors import PrismError, TargetRefused
+from latencyprism.host.neighbours import Neighbours
 from latencyprism.recorder.trigger import WhenToCapture
 from latencyprism.records import Alert
 from latencyprism.records.alert import LEVELS
@@ -25,6 +26,7 @@ from latencyprism.sentinel.steplog import StepLog
 from latencyprism.sentinel.targets import attach
 
 HOST_PERIOD_S = 0.2
+NEIGHBOURS_PERIOD_S = 1.0
 LEASE_PERIOD_S = 0.5
 SEARCH_PERIOD_S = 1.0
 MAX_SLEEP_S = 0.1
@@ -77,6 +79,7 @@ class Watcher:
         self._refused: set[Identity] = set()
         self._gone: list[Replica] = []
         self._stop = False
+        self._neighbours: Neighbours | None = None
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -108,6 +111,8 @@ class Watcher:
         gc.collect()
         gc.freeze()
         signals = _SignalPipe(self._epoll, self.stop)
+        watched = [pid for watch in self.watches for pid in watch.replica.pids]
+        self._neighbours = Neighbours(exclude=[os.getpid(), *watched])
         try:
             self._loop()
         except BrokenPipeError:
@@ -121,7 +126,7 @@ class Watcher:
     def _loop(self) -> None:
         begun = time.monotonic()
         end = None if self.options.duration_s is None else begun + self.options.duration_s
-        host_at = lease_at = search_at = begun
+        host_at = lease_at = search_at = neighbours_at = begun
         while not self._stop:
             settled = [watch.settle() for watch in self.watches]  # every one must be asked
             self._epoll.poll(MAX_SLEEP_S if all(settled) else 0)
@@ -132,6 +137,9 @@ class Watcher:
             if now >= host_at:
                 host_at = now + HOST_PERIOD_S
                 self._slow_signals(time.monotonic_ns())
+            if now >= neighbours_at:
+                neighbours_at = now + NEIGHBOURS_PERIOD_S
+                self._look_around(time.monotonic_ns())
             if now >= lease_at:
                 lease_at = now + LEASE_PERIOD_S
                 self._keep_alive()
@@ -191,6 +199,13 @@ class Watcher:
             silence = watch.silence(now_ns)
             if silence is not None:
                 self._raise(watch, silence, None)
+
+    def _look_around(self, now_ns: int) -> None:
+        """Who else burns CPU here: so that a culprit has a name."""
+        if self._neighbours is not None:
+            for counter in self._neighbours.counters(now_ns):
+                for watch in self.watches:
+                    watch.recorder.add_counter(counter)
 
     def _advance_captures(self) -> None:
         now_ns = time.monotonic_ns()

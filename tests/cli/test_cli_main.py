@@ -1,0 +1,70 @@
+"""The command as a stranger meets it: errors are sentences with an exit code, never tracebacks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from latencyprism.cli.main import VERBS
+
+
+def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "latencyprism", *arguments],
+        capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **environ},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb: str) -> None:
+    done = run(verb, "--help")
+    assert done.returncode == 0 and verb in done.stdout and len(done.stdout) > 200
+
+
+def test_help_and_version() -> None:
+    assert all(verb in run("--help").stdout for verb in VERBS)
+    assert run("--version").stdout.startswith("latencyprism ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("wach",), 2),
+        (("watch", "-p", "abc"), 2),
+        (("watch", "-p", "-5"), 2),
+        (("watch", "-p", "99999999999999999999"), 2),
+        (("watch", "-d", "forever"), 2),
+        (("watch", "--webhook", "ftp://x"), 2),
+        (("watch", "-p", "4194000"), 3),
+        (("check", "-p", "4194000"), 3),
+        (("detach", "-p", "4194000"), 3),
+        (("record", "-p", "4194000"), 3),
+        (("explain", "/nonexistent"), 2),
+        (("replay", "/nonexistent"), 2),
+        (("watch", "-p", str(os.getpid())), 3),
+        (("bench", "overhead", "--pairs", "0"), 2),
+    ],
+)
+def test_bad_input_is_one_sentence_and_a_code(arguments: tuple[str, ...], code: int, tmp_path: Path) -> None:
+    done = run(*arguments)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr and done.stderr.strip()
+
+
+def test_packs_are_listed_with_their_versions() -> None:
+    rows = json.loads(run("check", "--packs", "--json").stdout)["packs"]
+    assert {row["engine"] for row in rows} >= {"vllm", "transformers"}
+    assert all(row["from"] and row["below"] for row in rows)
+
+
+def test_reader_that_goes_away_is_no_error() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m latencyprism check --packs | head -c 5",
+        shell=True, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
