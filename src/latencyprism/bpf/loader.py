@@ -62,7 +62,7 @@ class LoadedObject:
         entries: Mapping[str, int] | None = None,
     ) -> None:
         self._descriptors: list[int] = []
-        self._memory: mmap.mmap | None = None
+        self._memory: mmap.mmap | bytes = b""
         self.maps: dict[str, LoadedMap] = {}
         self._object = parse_object(data)
         self._variables = self._place_variables()
@@ -146,9 +146,10 @@ class LoadedObject:
                 content[offset : offset + size] = constants.pop(name).to_bytes(size, "little")
 
     def counter(self, name: str) -> int:
-        """An integer variable of ``.bss``, read from shared memory without a system call."""
+        """An integer variable of ``.bss``, read from shared memory without a system call; after ``close`` its
+        last value."""
         section, offset, size = self._variables[name]
-        if self._memory is None or self._object.sections[section].name != ".bss":
+        if self._object.sections[section].name != ".bss":
             raise KeyError(name)
         return int.from_bytes(self._memory[offset : offset + size], "little")
 
@@ -195,9 +196,10 @@ class LoadedObject:
 
     def close(self) -> None:
         """Give everything back to the kernel; safe to repeat."""
-        if self._memory is not None:
+        if isinstance(self._memory, mmap.mmap):
+            last = self._memory[:]
             self._memory.close()
-            self._memory = None
+            self._memory = last
         while self._descriptors:
             os.close(self._descriptors.pop())
 

@@ -72,7 +72,6 @@ class SchedProbe:
         self._object: LoadedObject | None = None
         self._ring: RingBuffer | None = None
         self._links: list[int] = []
-        self._last_lost = 0
 
     def __enter__(self) -> SchedProbe:
         self.start()
@@ -83,7 +82,7 @@ class SchedProbe:
 
     def start(self) -> None:
         """Load, attach and check; about 0.1 s, most of it reading the kernel's type information."""
-        if self._object is not None:
+        if self._ring is not None:
             return
         if os.stat("/proc/self/ns/pid").st_ino != _INITIAL_PID_NAMESPACE:
             raise PrismError(
@@ -126,9 +125,7 @@ class SchedProbe:
     @property
     def lost(self) -> int:
         """Records that found the ring full; stays readable after ``stop``."""
-        if self._object is not None:
-            self._last_lost = self._object.counter("lost")
-        return self._last_lost
+        return self._object.counter("lost") if self._object else 0
 
     def read(self) -> Switches:
         """Records since the last call, as an array of SWITCH_DTYPE in the order of ``in_ns`` per CPU."""
@@ -144,13 +141,11 @@ class SchedProbe:
             with suppress(OSError):
                 os.close(self._links.pop())
         rest = self.read()
-        _ = self.lost
         if self._ring is not None:
             self._ring.close()
             self._ring = None
         if self._object is not None:
             self._object.close()
-            self._object = None
         return rest
 
 

@@ -114,13 +114,14 @@ class LlamaSource:
     Counts are those of the server's own metrics: prefill tokens sum to its prompt tokens, and decode tokens
     plus finished prompts to its predicted tokens. ``execute_ns`` lasts until sampling starts (for a chunk of
     a prompt, which samples nothing: until the iteration ends); ``update_ns`` is sampling and sending.
+    ``pack``: another description of the build than the one that comes with the package.
     """
 
     engine = ENGINE
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, pack: Pack | None = None) -> None:
         self.pids: tuple[int, ...] = (pid,)
-        pack = load_pack()
+        pack = pack or load_pack()
         mappings = _candidates(pid)
         with _opened(pid, mappings) as files:
             where = _present(files, pack.symbols())
