@@ -10,12 +10,19 @@ from math import exp, log
 
 from latencyprism.baseline.line import RobustLine
 
-COARSE_PRIOR, FINE_PRIOR = 3.0, 8.0
+COARSE_PRIOR, FINE_PRIOR = 0.5, 8.0
 """Observations by which a cell is pulled towards the level above it."""
 MEMORY = 400.0
 """A centroid forgets over this many observations."""
 CELLS_MAX = 600
 """Upper bound on cells of one line: state stays bounded whatever the traffic does."""
+
+FEW = 5.0
+"""Observations that make a cell worth extrapolating from."""
+NEARBY = 0.25
+"""A log-ratio that the line bridges well."""
+FARTHEST = 3.0
+"""Cap of distances (log-ratio: twenty times as much)."""
 
 Centroid = list[float]
 """[count, mean u, mean v, mean y]"""
@@ -34,25 +41,27 @@ def absorb(cell: Centroid, u: float, v: float, y: float) -> None:
 class CorrectedLine:
     """``line(u, v) x coarse cell x fine cell``; keys are made by the caller."""
 
-    __slots__ = ("coarse", "coarse_count", "correction", "fine", "fine_count", "line")
+    __slots__ = ("coarse", "coarse_count", "doubt", "fine", "fine_count", "line")
 
     def __init__(self) -> None:
         self.line = RobustLine()
         self.coarse: dict[int, Centroid] = {}
         self.fine: dict[int, Centroid] = {}
-        self.coarse_count = self.fine_count = 0.0
-        self.correction = 0.0
+        self.coarse_count = self.fine_count = self.doubt = 0.0
 
     def at(self, u: float, v: float, coarse: int, fine: int) -> float:
-        """Expected value; leaves ``correction`` (log), ``coarse_count`` and ``fine_count`` behind."""
+        """Expected value; leaves behind ``coarse_count``, ``fine_count`` and ``doubt``, the part of the coarse
+        cell's correction (log) that is held back for want of experience."""
         line = self.line
         shift = 0.0
         cell = self.coarse.get(coarse)
         if cell is None:
-            self.coarse_count = self.fine_count = 0.0
+            self.coarse_count = self.fine_count = self.doubt = 0.0
         else:
             count = self.coarse_count = cell[0]
-            shift = log(cell[3] / line.at(cell[1], cell[2])) * count / (count + COARSE_PRIOR)
+            whole = log(cell[3] / line.at(cell[1], cell[2]))
+            shift = whole * count / (count + COARSE_PRIOR)
+            self.doubt = whole - shift if whole > shift else 0.0
             cell = self.fine.get(fine)
             if cell is None:
                 self.fine_count = 0.0
@@ -60,8 +69,31 @@ class CorrectedLine:
                 count = self.fine_count = cell[0]
                 rest = log(cell[3] / line.at(cell[1], cell[2])) - shift
                 shift += rest * count / (count + FINE_PRIOR)
-        self.correction = shift
         return line.at(u, v) * exp(shift)
+
+    def distance(self, u: float, v: float, coarse: int) -> tuple[float, float]:
+        """How far outside of what was learned a place is, as log-ratios: of ``u`` to the nearest coarse
+        cell with some experience, and of ``v`` to the mean of that cell."""
+        cells = self.coarse
+        near = cells.get(coarse)
+        away = 0.0
+        if near is None or near[0] < FEW:
+            best = FARTHEST
+            for cell in cells.values():
+                if cell[0] >= FEW and cell[1] > 0.0 and u > 0.0:
+                    ratio = log(u / cell[1])
+                    size = ratio if ratio >= 0.0 else -ratio
+                    if size < best:
+                        best, near = size, cell
+            away = best - NEARBY if best > NEARBY else 0.0
+        if near is None or v <= 0.0:
+            return away, 0.0
+        if near[2] <= 0.0:
+            return away, FARTHEST
+        ratio = log(v / near[2])
+        size = ratio if ratio >= 0.0 else -ratio
+        size = size - NEARBY if size > NEARBY else 0.0
+        return away, size if size < FARTHEST else FARTHEST
 
     def learn(self, u: float, v: float, coarse: int, fine: int, y: float, whole: float = 0.0) -> None:
         """One observation ``y`` > 0; see ``RobustLine.learn`` for ``whole``."""

@@ -8,6 +8,8 @@ Recursive least squares on *relative* errors: each row is divided by what the li
 from __future__ import annotations
 
 HUBER = 2.5
+NEWS = 30.0
+"""A row far from what was learned may be this much further off, per leverage."""
 FORGET = 0.999
 PRIOR_INTERCEPT, PRIOR_SLOPE = 10.0, 100.0
 FIRST_SCALE = 1.0
@@ -58,20 +60,21 @@ class RobustLine:
         value = self.a + self.b * u + self.c * v
         weight = unit / whole if whole > 0.0 else 1.0 / max(value, SMALLEST)
         error = (y / unit - value) * weight
+        x1, x2 = u * weight, v * weight
+        g0 = self.p00 * weight + self.p01 * x1 + self.p02 * x2
+        g1 = self.p01 * weight + self.p11 * x1 + self.p12 * x2
+        g2 = self.p02 * weight + self.p12 * x1 + self.p22 * x2
+        reach = weight * g0 + x1 * g1 + x2 * g2
         size = error if error >= 0.0 else -error
-        limit = HUBER * self.scale
+        limit = HUBER * self.scale * (1.0 + NEWS * reach)
         if size > limit:
             error = limit if error > 0.0 else -limit
             size = limit
         rows = self.rows
         self.scale += (1.25 * size - self.scale) * (0.01 if rows > 95 else 1.0 / (rows + 5))
-        x1, x2 = u * weight, v * weight
-        g0 = self.p00 * weight + self.p01 * x1 + self.p02 * x2
-        g1 = self.p01 * weight + self.p11 * x1 + self.p12 * x2
-        g2 = self.p02 * weight + self.p12 * x1 + self.p22 * x2
         # Forgetting without news winds the covariance up; the prior is its ceiling.
         forget = FORGET if self.p11 + self.p22 < PRIOR_SLOPE and self.p00 < PRIOR_INTERCEPT else 1.0
-        norm = 1.0 / (forget + weight * g0 + x1 * g1 + x2 * g2)
+        norm = 1.0 / (forget + reach)
         step = error * norm
         self.a += g0 * step
         self.b += g1 * step
@@ -83,6 +86,23 @@ class RobustLine:
         self.p11 = (self.p11 - g1 * g1 * norm) * grow
         self.p12 = (self.p12 - g1 * g2 * norm) * grow
         self.p22 = (self.p22 - g2 * g2 * norm) * grow
+
+        if self.b < 0.0 or self.c < 0.0:
+            self._upright()
+
+    def _upright(self) -> None:
+        """More work never costs less: the least-squares line among those with slopes >= 0 (a move along
+        the covariance, exact for one negative slope)."""
+        if self.b < 0.0:
+            move = self.b / self.p11
+            self.a -= self.p01 * move
+            self.c -= self.p12 * move
+            self.b = 0.0
+        if self.c < 0.0:
+            move = self.c / self.p22
+            self.a -= self.p02 * move
+            self.b = max(0.0, self.b - self.p12 * move)
+            self.c = 0.0
 
     def rescale(self, factor: float) -> None:
         """Multiply the whole line, as after a change of the machine's speed."""

@@ -20,6 +20,8 @@ NEW_PREFILL, PREFILL_FAMILIAR = 0.50, 4.0
 UNKNOWN = 2.0
 LEVERAGE = 0.04
 """Allowance per square root of leverage: twice the 2 % by which real step times bend away from a line."""
+BATCH_AWAY, CONTEXT_AWAY, PREFILL_AWAY, ATTENTION_AWAY, FEW_STEPS = 0.5, 0.05, 0.6, 0.1, 4.0
+"""Allowance per log-ratio of distance from what was learned, for a place without experience."""
 MOST = 2.0
 CLIP, CLIP_NEW = 0.10, 0.35
 """A step moves what is learned by at most this log-ratio."""
@@ -57,12 +59,14 @@ class StepTime:
             found.base_ms, found.batch_ms = line.a * unit, line.b * work.batch * unit
             found.context_ms = line.c * work.context * unit
             found.cells_ms = total - found.base_ms - found.batch_ms - found.context_ms
-            slack += NEW_BATCH / (1.0 + part.coarse_count / FAMILIAR)
+            slack += NEW_BATCH / (1.0 + part.coarse_count / FAMILIAR) + part.doubt
             slack += NEW_CONTEXT / (1.0 + part.fine_count / FAMILIAR)
             if part.fine_count < FAMILIAR:
                 reach = line.leverage(work.batch, work.context)
                 weight = unit / total if total > 0.0 else 1.0
                 slack += LEVERAGE * weight * sqrt(reach) * (1.0 - part.fine_count / FAMILIAR)
+                away, deep = part.distance(work.batch, work.context, work.batch_key)
+                slack += (BATCH_AWAY * away + CONTEXT_AWAY * deep) / (1.0 + part.fine_count / FEW_STEPS)
             known = part.coarse_count >= FAMILIAR
         if work.prefill:
             part = self.mixed if work.decode else self.prefill
@@ -77,11 +81,13 @@ class StepTime:
             found.cells_ms += extra - line.a * unit - found.prefill_ms - found.attention_ms
             total += extra
             share = extra / total if extra > 0.0 else 1.0
-            slack += share * NEW_PREFILL / (1.0 + part.fine_count / PREFILL_FAMILIAR)
+            slack += share * part.doubt + share * NEW_PREFILL / (1.0 + part.fine_count / PREFILL_FAMILIAR)
             slack += share * UNKNOWN / (1.0 + line.rows / PREFILL_FAMILIAR)
             if part.fine_count < FAMILIAR:
                 reach = line.leverage(work.tokens, work.attention)
                 slack += LEVERAGE * (unit or total) / total * sqrt(reach) * (1.0 - part.fine_count / FAMILIAR)
+                away, deep = part.distance(work.tokens, work.attention, work.tokens_key)
+                slack += (PREFILL_AWAY * away + ATTENTION_AWAY * deep) / (1.0 + part.fine_count / FEW_STEPS)
             known = known and part.coarse_count >= PREFILL_FAMILIAR and line.rows > FAMILIAR
         found.ms = total
         found.allowance = slack if slack < MOST else MOST
