@@ -56,7 +56,7 @@ def localise(
     said = evidence.lines(table, ranking[0].cause, shifts, step_ms)
     if ranking[0].cause not in ("none", "unknown"):
         said = _culprit_lines(ranking[0].cause, before, now, known) + said
-    place = where(reference, suspect)
+    place = where(reference, suspect, expected)
     if place not in ("not located", "no excess"):
         said.append(Evidence("where", None, None, f"most of the lost time is in: {place}"))
     missing = [what for signal, what in _NEEDED.items() if signal not in shifts]

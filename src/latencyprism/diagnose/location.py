@@ -18,11 +18,12 @@ _MOST_STEPS = 4000
 _NESTED = 0.8
 
 
-def where(reference: Window, suspect: Window) -> str:
+def where(reference: Window, suspect: Window, expected: Expectations | None = None) -> str:
     """Which process and phase holds the time that the suspect window lost against the reference, such as
     ``"Worker 830 execute_model"`` or ``"schedule phase"``; ``"no excess"`` if it lost none, ``"not located"``
-    if nothing narrower than the step was observed or no place stands out."""
-    expected = Expectations.learn(worked(reference.steps))
+    if nothing narrower than the step was observed or no place stands out. ``expected``: already learned from
+    the reference, to save the time."""
+    expected = expected or Expectations.learn(worked(reference.steps))
     steps = worked(suspect.steps)[-_MOST_STEPS:]
     if expected is None or not steps:
         return "not located"

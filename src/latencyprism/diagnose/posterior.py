@@ -26,6 +26,8 @@ _PRIOR_NONE, _PRIOR_UNKNOWN, _PRIOR_CAUSES = 0.6, 0.08, 0.32
 _VISIBLE, _WITHOUT_KEY = 2.0, 0.05
 """A cause whose key signals did not move by so many sigma is held for so much less likely."""
 _LATENCY = ("slow", "level", "stall")
+_FOLLOWING = frozenset({"level", "stall", "cpu", "cpu_least", "idle", "offcpu"})
+"""They go along with a slow-down of any cause: who waits for the slow one sleeps or spins longer."""
 _LOCATION_ONLY = frozenset({"schedule", "execute", "sample", "update", "gap"})
 
 
@@ -99,7 +101,7 @@ def _unknown(shifts: Mapping[str, Shift], table: Table) -> float:
     """Steps take longer, and each other signal may have moved on its own."""
     total = np.zeros(len(_STRENGTHS))
     for name, shift in shifts.items():
-        move: float | str | None = 1.0 if name == "slow" else "free" if name in _LATENCY else None
+        move: float | str | None = 1.0 if name == "slow" else "with" if name in _FOLLOWING else None
         total = total + _TEMPER * _move(shift, table, move, 0.15)
     return float(np.logaddexp.reduce(total) - log(len(_STRENGTHS)))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from latencyprism.records import Step
+from latencyprism.records import STEP_COLUMNS, Step
 
 Array = npt.NDArray[np.float64]
 
@@ -19,8 +19,8 @@ _RIDGE = 1e-3
 
 def column(steps: Sequence[Step], name: str) -> Array:
     """One column of the steps as floats; NaN where it was not observed."""
-    values = (getattr(step, name) for step in steps)
-    return np.array([np.nan if value is None else float(value) for value in values], dtype=float)
+    index = STEP_COLUMNS.index(name)
+    return np.array([step[index] for step in steps], dtype=float)
 
 
 class WorkLine:
