@@ -103,7 +103,11 @@ def ensure(engine: EngineName) -> EngineEnv:
     where.parent.mkdir(parents=True, exist_ok=True)
     with _locked(where.with_name(where.name + ".lock"), engine):
         if not (where / _MARKER).is_file():
-            _build(engine, pin, where)
+            try:
+                _build(engine, pin, where)
+            except BaseException:
+                shutil.rmtree(where, ignore_errors=True)
+                raise
     return EngineEnv(engine, where / "bin" / "python", where)
 
 

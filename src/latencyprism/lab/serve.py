@@ -86,12 +86,13 @@ class Server:
             answer = connection.getresponse()
             return answer.status, answer.read().decode("utf-8", "replace")
 
-    def complete(self, max_tokens: int = 4, timeout_s: float = 60.0) -> int:
-        """One small request, not streamed; returns the number of tokens the server says it produced."""
+    def complete(self, max_tokens: int = 4, *, prompt_tokens: int = 3, timeout_s: float = 60.0) -> int:
+        """One request, not streamed; returns the number of tokens the server says it produced."""
         # Imported here: load.py starts from a Server.
         from latencyprism.lab.wire import completion_body
 
-        body = completion_body(self.engine, self.model, [10, 11, 12], max_tokens, stream=False)
+        prompt = [300 + index % 900 for index in range(prompt_tokens)]
+        body = completion_body(self.engine, self.model, prompt, max_tokens, stream=False)
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
         with contextlib.closing(connection):
             connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
@@ -160,7 +161,9 @@ def start(
     server = Server(engine, env, port, plan.model, Path(name), options, int(first), 0.0, guard, plan.stop_s)
     try:
         _await(server, began + (ready_s or _READY_S[engine]))
-        server.complete()
+        # A prompt of more than one chunk, so that neither prefill nor decode is done for the first time
+        # later.
+        server.complete(prompt_tokens=min(options.batch_tokens + 32, options.context // 2))
     except BaseException as failure:
         said = _tail(server.log)
         server.stop()
