@@ -15,7 +15,8 @@ from latencyprism.bpf.object_file import ObjectFile, Section, parse_object
 from latencyprism.errors import BadInput, PrismError
 
 _R_64 = 1
-_PSEUDO_MAP_FD, _PSEUDO_MAP_VALUE = 1, 2
+_PSEUDO_MAP_FD, _PSEUDO_MAP_VALUE, _PSEUDO_FUNC = 1, 2, 4
+_TEXT = ".text"
 _DATA_SECTIONS = (".rodata", ".bss", ".data")
 _LOAD_IMM64 = 0x18
 
@@ -158,12 +159,21 @@ class LoadedObject:
         section = self._object.section(section_name)
         if section is None or not section.executable:
             raise BadInput("not a usable eBPF object", f"no program {section_name}")
+        code, needs_text = self._relocate(section, len(section.data))
         functions, relocations = self._info.get(section_name, (b"", b""))
+        text = self._object.section(_TEXT)
+        if needs_text and text is not None:
+            # Functions that are called back lie in a section of their own and are appended.
+            at = len(code)
+            more_functions, more_relocations = self._info.get(_TEXT, (b"", b""))
+            functions += _moved(more_functions, "<II", at // 8)
+            relocations += _moved(more_relocations, "<IIII", at)
+            code += self._relocate(text, 0)[0]
         return self._keep(
             kernel.program_load(
                 kind,
                 section_name.split("/")[-1],
-                self._relocate(section),
+                code,
                 btf=self._btf_descriptor,
                 func_info=functions,
                 core_relocations=relocations,
@@ -172,9 +182,13 @@ class LoadedObject:
             )
         )
 
-    def _relocate(self, section: Section) -> bytes:
-        """Put map descriptors in where instructions refer to maps and variables."""
+    def _relocate(self, section: Section, text_at: int) -> tuple[bytes, bool]:
+        """Put map descriptors and function addresses in where instructions refer to them.
+
+        ``text_at``: byte at which ``.text`` will follow. Returns the code and whether it needs ``.text``.
+        """
         code = bytearray(section.data)
+        needs_text = False
         for relocation in section.relocations:
             at = relocation.offset
             if relocation.kind != _R_64 or at % 8 or at + 16 > len(code) or code[at] != _LOAD_IMM64:
@@ -182,17 +196,20 @@ class LoadedObject:
             symbol = self._object.symbols[relocation.symbol]
             target = _name_of(self._object, symbol.section)
             addend: int = struct.unpack_from("<I", code, at + 4)[0]
-            if target == ".maps" and symbol.name in self.maps:
-                source, descriptor, offset = _PSEUDO_MAP_FD, self.maps[symbol.name].descriptor, 0
+            if target == _TEXT and section.name != _TEXT:
+                needs_text = True
+                source, low, high = _PSEUDO_FUNC, (text_at + symbol.value + addend - at) // 8 - 1, 0
+            elif target == ".maps" and symbol.name in self.maps:
+                source, low, high = _PSEUDO_MAP_FD, self.maps[symbol.name].descriptor, 0
             elif target in self.maps:
-                source, descriptor = _PSEUDO_MAP_VALUE, self.maps[target].descriptor
-                offset = symbol.value + addend
+                source, low = _PSEUDO_MAP_VALUE, self.maps[target].descriptor
+                high = symbol.value + addend
             else:
                 raise BadInput("not a usable eBPF object", f"a reference to unknown {symbol.name or target}")
             code[at + 1] = code[at + 1] & 0x0F | source << 4
-            struct.pack_into("<I", code, at + 4, descriptor)
-            struct.pack_into("<I", code, at + 12, offset)
-        return bytes(code)
+            struct.pack_into("<I", code, at + 4, low)
+            struct.pack_into("<I", code, at + 12, high)
+        return bytes(code), needs_text
 
     def close(self) -> None:
         """Give everything back to the kernel; safe to repeat."""
@@ -206,3 +223,10 @@ class LoadedObject:
 
 def _name_of(file: ObjectFile, section: int) -> str:
     return file.sections[section].name if section < len(file.sections) else ""
+
+
+def _moved(records: bytes, layout: str, by: int) -> bytes:
+    """Records whose first word is a place in the code, for code that moved by ``by``."""
+    return b"".join(
+        struct.pack(layout, record[0] + by, *record[1:]) for record in struct.iter_unpack(layout, records)
+    )

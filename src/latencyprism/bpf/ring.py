@@ -6,8 +6,7 @@ The kernel maps the data twice in a row, so a record that wraps around is still 
 from __future__ import annotations
 
 import mmap
-import platform
-from collections.abc import Iterator
+import struct
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,7 @@ from latencyprism.errors import PrismError
 
 _BUSY, _DISCARD = 1 << 31, 1 << 30
 _HEADER_BYTES = 8
+_HEADER = struct.Struct("<I")
 
 
 class RingBuffer:
@@ -42,7 +42,6 @@ class RingBuffer:
         self._consumer_at: npt.NDArray[np.uint64] | None = np.frombuffer(self._consumer, np.uint64, 1)
         self._producer_at: npt.NDArray[np.uint64] | None = np.frombuffer(self._data, np.uint64, 1)
         self._bytes: npt.NDArray[np.uint8] | None = np.frombuffer(self._data, np.uint8, 2 * size, page)
-        self.machine = platform.machine()
 
     def fileno(self) -> int:
         return self._descriptor
@@ -52,23 +51,28 @@ class RingBuffer:
             return 0, 0
         return int(self._consumer_at[0]), int(self._producer_at[0])
 
-    def records(self) -> Iterator[bytes]:
-        """Whole records of any length since the last call, oldest first."""
+    def records(self) -> list[bytes]:
+        """Whole records of any length since the last call, oldest first; they then make room for new ones."""
         position, end = self._positions()
-        while position < end and self._bytes is not None and self._consumer_at is not None:
-            at = position % self._size
-            header = int(self._bytes[at : at + 4].view(np.uint32)[0])
+        if position >= end or self._bytes is None or self._consumer_at is None:
+            return []
+        first = position % self._size
+        # One copy; the second mapping makes it one stretch of memory.
+        data = self._bytes[first : first + min(end - position, self._size)].tobytes()
+        found, at = [], 0
+        while at < len(data):
+            header: int = _HEADER.unpack_from(data, at)[0]
             if header & _BUSY:
-                return
+                break
             length = header & ~_DISCARD
-            if _HEADER_BYTES + length > self._size:
-                raise PrismError("the eBPF ring is broken", "a record longer than the ring")
             start = at + _HEADER_BYTES
-            record = None if header & _DISCARD else self._bytes[start : start + length].tobytes()
-            position += _HEADER_BYTES + (length + 7 & ~7)
-            self._consumer_at[0] = position
-            if record is not None:
-                yield record
+            if start + length > len(data):
+                raise PrismError("the eBPF ring is broken", "a record longer than what was written")
+            if not header & _DISCARD:
+                found.append(data[start : start + length])
+            at = start + (length + 7 & ~7)
+        self._consumer_at[0] = position + at
+        return found
 
     def array(self, dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
         """All whole records at once, for a ring in which every record is one ``dtype``.

@@ -16,6 +16,7 @@ typedef signed long long s64;
 typedef unsigned long long u64;
 
 #define SEC(name) __attribute__((section(name), used))
+#define NOINLINE static __attribute__((noinline))
 #define INLINE static inline __attribute__((always_inline))
 
 /* How a map is described to the loader, in BTF. */
@@ -49,5 +50,6 @@ static long (*bpf_get_ns_current_pid_tgid)(u64 dev, u64 ino, struct bpf_pidns_in
 static void *(*bpf_ringbuf_reserve)(void *ring, u64 size, u64 flags) = (void *)131;
 static void (*bpf_ringbuf_submit)(void *record, u64 flags) = (void *)132;
 static u64 (*bpf_get_attach_cookie)(void *ctx) = (void *)174;
+static long (*bpf_loop)(u32 turns, void *turn, void *context, u64 flags) = (void *)181;
 
 #endif

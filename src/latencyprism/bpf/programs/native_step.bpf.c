@@ -13,7 +13,7 @@
 #define ARGS 2
 #define DATA_BYTES 24
 #define MAX_RUNS 64
-#define MAX_GROUPS 512
+#define MAX_GROUPS 65536
 
 #define POINT_WAKE 1  /* wake the reader on this record */
 #define POINT_FIRST 2 /* drop a hit when the thread's last hit was at this same point */
@@ -209,50 +209,65 @@ INLINE int read_u64(u64 *to, u64 from)
     return bpf_probe_read_user(to, sizeof(*to), (void *)from) != 0;
 }
 
-/*
- * Tokens come grouped by sequence, `group_tokens` each; neighbouring groups of one sequence are joined.
- * What the loop carries along is kept in the record, whose content the verifier does not follow: so all
- * paths look alike to it at the head of the loop, and 512 turns stay cheap to verify.
- */
-INLINE u8 walk(volatile struct ubatch_hit *record, u64 ubatch)
-{
-    u32 groups, group_tokens;
+/* What one turn of the walk hands to the next. */
+struct walk {
+    struct ubatch_hit *record;
     u64 positions, ids, outputs;
+    u32 group_tokens;
+    u32 flags;
+};
+
+/* One group of tokens of one sequence; returns 1 to stop. */
+NOINLINE long walk_group(u32 group, struct walk *walk)
+{
+    struct ubatch_hit *record = walk->record;
+    u32 first = group * walk->group_tokens, last = first + walk->group_tokens - 1;
+    u32 count = record->hit.runs;
+    struct run *run = &record->runs[(count - 1) & (MAX_RUNS - 1)];
+    u32 sequence, position;
+    u64 id;
+    u8 output = 0;
+
+    if (read_u32(&position, walk->positions + 4ull * first) ||
+        read_u64(&id, walk->ids + 8ull * (ubatch_ids_per_sequence ? group : first)) || read_u32(&sequence, id) ||
+        bpf_probe_read_user(&output, 1, (void *)(walk->outputs + last))) {
+        walk->flags = HIT_UNREAD;
+        return 1;
+    }
+    if (count && run->sequence == (s32)sequence && run->first_position + run->tokens == position) {
+        run->tokens += walk->group_tokens;
+        run->output = output != 0;
+        return 0;
+    }
+    if (count >= MAX_RUNS) {
+        walk->flags = HIT_TRUNCATED;
+        return 1;
+    }
+    run = &record->runs[count & (MAX_RUNS - 1)];
+    run->sequence = sequence;
+    run->first_position = position;
+    run->tokens = walk->group_tokens;
+    run->output = output != 0;
+    record->hit.runs = count + 1;
+    return 0;
+}
+
+/* Tokens come grouped by sequence, `group_tokens` each; neighbouring groups of one sequence are joined. */
+INLINE u8 walk(struct ubatch_hit *record, u64 ubatch)
+{
+    struct walk walk = {.record = record};
+    u32 groups;
 
     if (read_u32(&groups, ubatch + ubatch_sequences) ||
-        read_u32(&group_tokens, ubatch + ubatch_sequence_tokens) ||
-        read_u64(&positions, ubatch + ubatch_positions) ||
-        read_u64(&ids, ubatch + ubatch_sequence_ids) ||
-        read_u64(&outputs, ubatch + ubatch_outputs))
+        read_u32(&walk.group_tokens, ubatch + ubatch_sequence_tokens) ||
+        read_u64(&walk.positions, ubatch + ubatch_positions) ||
+        read_u64(&walk.ids, ubatch + ubatch_sequence_ids) ||
+        read_u64(&walk.outputs, ubatch + ubatch_outputs))
         return HIT_UNREAD;
-    for (u32 group = 0; group < MAX_GROUPS; group++) {
-        u32 first = group * group_tokens, last = first + group_tokens - 1;
-        volatile struct run *run = &record->runs[(record->hit.runs - 1) & (MAX_RUNS - 1)];
-        u32 sequence, position;
-        u64 id;
-        u8 output = 0;
-
-        if (group >= groups)
-            return 0;
-        if (read_u32(&position, positions + 4ull * first) ||
-            read_u64(&id, ids + 8ull * (ubatch_ids_per_sequence ? group : first)) || read_u32(&sequence, id) ||
-            bpf_probe_read_user(&output, 1, (void *)(outputs + last)))
-            return HIT_UNREAD;
-        if (record->hit.runs && run->sequence == (s32)sequence && run->first_position + run->tokens == position) {
-            run->tokens += group_tokens;
-            run->output = output != 0;
-            continue;
-        }
-        if (record->hit.runs >= MAX_RUNS)
-            return HIT_TRUNCATED;
-        run = &record->runs[record->hit.runs & (MAX_RUNS - 1)];
-        run->sequence = sequence;
-        run->first_position = position;
-        run->tokens = group_tokens;
-        run->output = output != 0;
-        record->hit.runs++;
-    }
-    return groups > MAX_GROUPS ? HIT_TRUNCATED : 0;
+    if (groups > MAX_GROUPS)
+        return HIT_TRUNCATED;
+    bpf_loop(groups, walk_group, &walk, 0);
+    return walk.flags;
 }
 
 SEC("uprobe/ubatch")
