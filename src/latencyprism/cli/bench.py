@@ -10,10 +10,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from latencyprism.cli import bench_detect
-from latencyprism.cli.options import duration_s
+from latencyprism.cli.options import add_duration, duration_s
 from latencyprism.errors import BadInput
 
 NAME = "bench"
@@ -25,15 +26,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_subparsers(metavar="WHAT", dest="what", required=True)
     _engine_bench(what, "fidelity", "records against the engine's own counters", seconds=60.0, clients=8)
     overhead = _engine_bench(what, "overhead", "paired windows with and without the watch", clients=8)
-    overhead.add_argument("--pairs", type=int, default=30, help="default 30")
-    overhead.add_argument("--window", type=duration_s, default=3.0, metavar="TIME", help="default 3s")
+    overhead.add_argument("--pairs", type=int, default=30, help="pairs of windows (default 30)")
+    overhead.add_argument(
+        "--window", type=duration_s, default=3.0, metavar="TIME", help="length of a window (default 3s)"
+    )
     alert = _engine_bench(what, "alert", "delay from an anomalous step to the alert")
     alert.add_argument("--stops", type=int, default=30, help="stops of 50 ms (default 30)")
     _engine_bench(what, "quiet", "false alarms in a normal run with surges", seconds=600.0)
     attach = what.add_parser("attach", help="attach and detach again and again on a busy target")
-    attach.add_argument("--cycles", type=int, default=200)
+    attach.add_argument("--cycles", type=int, default=200, help="attach-detach cycles (default 200)")
     attach.add_argument("--python", action="append", help="an interpreter to try (repeat; default: this one)")
-    attach.add_argument("--json", action="store_true")
+    attach.add_argument("--json", action="store_true", help="one JSON object")
     attach.set_defaults(bench=_attach)
     detect = what.add_parser(bench_detect.NAME.removeprefix("bench "), help=bench_detect.HELP)
     bench_detect.add_arguments(detect)
@@ -44,13 +47,15 @@ def _engine_bench(
     what: Any, name: str, text: str, *, seconds: float | None = None, clients: int | None = None
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = what.add_parser(name, help=text)
-    parser.add_argument("--engine", choices=ENGINES, default="vllm")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--engine", choices=ENGINES, default="vllm", help="default: vllm")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn at random (default 0)")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     if seconds is not None:
-        parser.add_argument("-d", "--duration", type=duration_s, default=seconds, metavar="TIME")
+        add_duration(parser, seconds, f"how long the load runs (default {seconds:.0f}s)")
     if clients is not None:
-        parser.add_argument("--clients", type=int, default=clients)
+        parser.add_argument(
+            "--clients", type=int, default=clients, help=f"clients of the load (default {clients})"
+        )
     parser.set_defaults(bench=_on_engine)
     return parser
 
@@ -87,8 +92,6 @@ def _on_engine(args: argparse.Namespace) -> int:
 
 
 def _attach(args: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
     from latencyprism.attach.cycles import run_cycles
 
     if not 1 <= args.cycles <= 100_000:
@@ -101,8 +104,15 @@ def _attach(args: argparse.Namespace) -> int:
 
 def _print(result: dict[str, Any], as_json: bool) -> int:
     if as_json:
-        print(json.dumps(result))
+        print(json.dumps(result, default=_plain))
     else:
         for name, value in result.items():
             print(f"{name:28} {value}")
     return 0
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """A record inside a result, as JSON knows it."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    raise TypeError(f"{type(value).__name__} is no JSON")

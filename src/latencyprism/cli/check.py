@@ -72,7 +72,8 @@ def _condition(condition: Any) -> dict[str, Any]:
 
 def _print(report: dict[str, Any]) -> None:
     if not report["engines"]:
-        print("No engine found: vLLM, Transformers serving with continuous batching, llama.cpp.")
+        print("No engine found. Looked for vLLM, Transformers (serve --continuous-batching) and llama.cpp;")
+        print("an engine of another user may be out of sight without that user's rights, or root's.")
     for engine in report["engines"]:
         who = ", ".join(f"{role} {pid}" for pid, role in engine["processes"].items())
         print(f"{engine['engine']} {engine['version'] or ''}".rstrip() + f": {who}")

@@ -118,7 +118,7 @@ def _result(engine: str, done: Play, report: Path, seconds: float) -> dict[str, 
         "alert_delay_ms_p50": delays[len(delays) // 2] if delays else None,
         "alert_delay_ms_p99": delays[min(len(delays) - 1, int(len(delays) * 0.99))] if delays else None,
         "fault": FAULT,
-        "fault_effect": done.effect,
+        "fault_effect": done.effect.text if done.effect is not None else None,
         "cause": verdict["cause"] if verdict else None,
         "cause_rank": ranking.index(FAULT) + 1 if FAULT in ranking else None,
         "capture": str(captures[0].path) if captures else None,
@@ -140,5 +140,7 @@ def _tell(done: Play, result: dict[str, Any]) -> None:
     print(f"report  {result['report']}")
     if not result["alerts_fault"]:
         raise TargetRefused(
-            "the fault raised no alert", f"effect of the injection: {result['fault_effect']}", "run it again"
+            "the fault raised no alert",
+            f"the injection: {result['fault_effect'] or 'did not happen'}",
+            "Run it again while the machine does nothing else.",
         )

@@ -12,6 +12,7 @@ from latencyprism import __version__
 from latencyprism.errors import PrismError
 
 VERBS = ("check", "watch", "record", "explain", "replay", "inject", "detach", "demo", "bench")
+ABOUT = ("-h", "--help", "--version")
 
 
 def entry() -> None:
@@ -23,8 +24,9 @@ def main(argv: list[str]) -> int:
     """Exit code: 0 done, 1 the tool failed, 2 bad arguments, 3 target refused, 4 alerts (--fail-on-alert)."""
     modules = {verb: _module(verb) for verb in VERBS if not argv or argv[0] in (verb, "-h", "--help")}
     parser = _parser(modules)
-    if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
-        print(f"latencyprism: there is no verb {argv[0]!r}. Verbs: {', '.join(VERBS)}", file=sys.stderr)
+    if argv and argv[0] not in (*VERBS, *ABOUT):
+        wrong = "a verb comes first, not" if argv[0].startswith("-") else "there is no verb"
+        print(f"latencyprism: {wrong} {argv[0]!r}. Verbs: {', '.join(VERBS)}", file=sys.stderr)
         return 2
     arguments = parser.parse_args(argv)
     if not hasattr(arguments, "run"):
@@ -34,7 +36,9 @@ def main(argv: list[str]) -> int:
         code: int = arguments.run(arguments)
         return code
     except PrismError as error:
-        print(f"latencyprism: {error}", file=sys.stderr)
+        print("latencyprism: " + ": ".join(part for part in (error.what, error.why) if part), file=sys.stderr)
+        if error.remedy:
+            print(f"  remedy: {error.remedy}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130

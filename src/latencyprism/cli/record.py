@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     finally:
         watch.close()
     if result.get("error"):
-        raise PrismError(f"cannot write {path}", str(result["error"]))
+        raise PrismError("the recording is lost", str(result["error"]))
     report = {
         "capture": str(path),
         "bytes": result.get("bytes"),

@@ -27,12 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, metavar="DIR", help="write captures of incidents into DIR"
     )
-    parser.add_argument("--steps", type=Path, metavar="FILE", help="log every step as CSV (see replay)")
+    parser.add_argument(
+        "--steps", type=Path, metavar="FILE", help="log every step as CSV into a new FILE, for replay"
+    )
     parser.add_argument(
         "--webhook", metavar="URL", help="post alerts to URL (Alertmanager webhook, version 4)"
     )
     parser.add_argument("--no-deep", action="store_true", help="no deeper probes after an alert")
-    parser.add_argument("--json", action="store_true", help="JSON lines alone, nothing on standard error")
+    parser.add_argument("--json", action="store_true", help="JSON lines alone; standard error is for errors")
     parser.add_argument(
         "--fail-on-alert", action="store_true", help="exit 4 if a page-level alert was raised"
     )
@@ -44,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     if captures is not None:
         try:
             captures.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise BadInput(f"cannot use {captures}", "it is no folder", "name a folder with -o") from None
         except OSError as error:
             raise BadInput(f"cannot use {captures}", error.strerror or str(error)) from None
     webhook = Webhook(args.webhook) if args.webhook else None
@@ -64,6 +68,9 @@ def run(args: argparse.Namespace) -> int:
         if steps is not None:
             steps.close()
     out.event("ended", **watcher.describe())
-    alerts = f"{summary.page} pages, {summary.evidence} further alerts"
-    say(f"{summary.steps} steps, {alerts}, {summary.lost} records lost")
+    alerts = f"alerts: {summary.page} page, {summary.evidence} evidence"
+    say(f"{summary.steps} steps seen, {alerts}; {summary.lost} records lost")
+    if webhook is not None and (webhook.failed or webhook.dropped):
+        missed = f"{webhook.failed} not delivered, {webhook.dropped} dropped"
+        say(f"webhook: {webhook.sent} alerts delivered, {missed}; last error: {webhook.last_error or 'none'}")
     return 4 if args.fail_on_alert and summary.page else 0
