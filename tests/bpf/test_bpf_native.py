@@ -102,6 +102,27 @@ def test_the_descriptor_becomes_readable_when_a_waking_point_is_hit(caller: Call
         watch.close()
 
 
+def test_wake_ups_keep_their_interval(caller: Caller) -> None:
+    file = caller.open_library()
+    watch = NativeProbe(caller.pid, [file], [Point(SYMBOL, wake=True)], wake_interval_ns=300_000_000)
+    os.close(file)
+    try:
+        poll = select.epoll()
+        poll.register(watch.fileno(), select.EPOLLIN)
+        caller.call(1)
+        assert poll.poll(2) and len(list(watch.read())) == 1
+        assert poll.poll(0) == []
+        caller.call(1)
+        assert poll.poll(0) == []
+        assert len(list(watch.read())) == 1
+        time.sleep(0.3)
+        caller.call(1)
+        assert poll.poll(2)
+        poll.close()
+    finally:
+        watch.close()
+
+
 def test_what_a_full_ring_loses_is_counted(caller: Caller) -> None:
     watch = probe(caller, Point(SYMBOL), ring_bytes=4096)
     try:

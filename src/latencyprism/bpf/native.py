@@ -91,6 +91,8 @@ class NativeProbe:
     """Attached probes in one process, until ``close`` (or the end of this process).
 
     ``files`` are descriptors of the very files the target maps; they are only used while attaching.
+    ``wake_interval_ns``: a point with ``wake`` wakes the reader at most this often; what came since then
+    is there to read all the same, so a reader with an interval also polls on a timer.
     Raises PrismError (no rights, kernel without the feature) or TargetRefused (a symbol is not there).
     """
 
@@ -101,6 +103,7 @@ class NativeProbe:
         points: Sequence[Point],
         constants: Mapping[str, int] | None = None,
         ring_bytes: int = RING_BYTES,
+        wake_interval_ns: int = 0,
     ) -> None:
         if not 0 < len(points) <= POINTS:
             raise ValueError(f"1 to {POINTS} points")
@@ -109,6 +112,7 @@ class NativeProbe:
         self._ring: RingBuffer | None = None
         namespace = os.stat("/proc/self/ns/pid")
         values = dict(constants or {})
+        values["wake_interval_ns"] = wake_interval_ns
         values |= {"target_tgid": pid, "pidns_device": namespace.st_dev, "pidns_inode": namespace.st_ino}
         offsets = self._resolve(files)
         machine = kernel.supported_machine()

@@ -56,6 +56,7 @@ struct ubatch_hit {
 const volatile u32 target_tgid = 0;
 const volatile u64 pidns_device = 0;
 const volatile u64 pidns_inode = 0;
+const volatile u64 wake_interval_ns = 0; /* least time between two wake-ups of the reader */
 const volatile u32 ubatch_tokens = 4;
 const volatile u32 ubatch_sequence_tokens = 8;
 const volatile u32 ubatch_sequences = 12;
@@ -67,6 +68,7 @@ const volatile u32 ubatch_returns_object = 0;   /* 1: the function returns an ob
 
 u64 lost = 0;  /* records the full ring refused */
 u64 seen = 0;  /* hits in the target, before POINT_FIRST */
+u64 woken_ns = 0;
 
 struct {
     MAP_INT(type, BPF_MAP_TYPE_RINGBUF);
@@ -144,9 +146,13 @@ INLINE void fill(struct hit *hit, u32 tid, u32 index, u8 flags)
     hit->runs = 0;
 }
 
-INLINE u64 wake(const struct point *point)
+/* A wake-up is an interrupt to this CPU: in a virtual machine it costs more than all the rest of a hit. */
+INLINE u64 wake(const struct point *point, u64 now)
 {
-    return point->flags & POINT_WAKE ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
+    if (!(point->flags & POINT_WAKE) || now - woken_ns < wake_interval_ns)
+        return BPF_RB_NO_WAKEUP;
+    woken_ns = now;
+    return BPF_RB_FORCE_WAKEUP;
 }
 
 INLINE int record(struct registers *regs, u8 flags)
@@ -183,7 +189,7 @@ INLINE int record(struct registers *regs, u8 flags)
     } else {
         __builtin_memset(hit->data, 0, DATA_BYTES);
     }
-    bpf_ringbuf_submit(hit, wake(point));
+    bpf_ringbuf_submit(hit, wake(point, hit->time_ns));
     return 0;
 }
 
@@ -303,7 +309,7 @@ int ubatch(struct registers *regs)
         record->hit.flags |= HIT_UNREAD;
     else
         record->hit.flags |= walk(record, second);
-    bpf_ringbuf_submit(record, wake(point));
+    bpf_ringbuf_submit(record, wake(point, record->hit.time_ns));
     return 0;
 }
 
