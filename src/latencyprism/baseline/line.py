@@ -14,6 +14,7 @@ FORGET = 0.999
 PRIOR_INTERCEPT, PRIOR_SLOPE = 10.0, 100.0
 FIRST_SCALE = 1.0
 """Wide open at first: the first rows must be able to place the line anywhere."""
+LIGHTEST, SURE = 1e-3, 1e-9
 SMALLEST = 1e-3
 """The line never answers less than this share of its first observation: a slope learned in one corner
 must not carry an extrapolation below zero."""
@@ -44,11 +45,12 @@ class RobustLine:
     def leverage(self, u: float, v: float) -> float:
         """How far (u, v) lies from what was learned: variance of the line there in units of the noise
         variance (x'Px). Near 0 at home, of order 100 where nothing is known."""
-        return (
+        reach = (
             self.p00
             + u * (2.0 * self.p01 + u * self.p11)
             + v * (2.0 * self.p02 + v * self.p22 + 2.0 * u * self.p12)
         )
+        return reach if reach > 0.0 else 0.0
 
     def learn(self, u: float, v: float, y: float, whole: float = 0.0) -> None:
         """One observation. ``whole``: what errors are relative to, where ``y`` is but a part of a step."""
@@ -59,12 +61,15 @@ class RobustLine:
         unit = self.unit
         value = self.a + self.b * u + self.c * v
         weight = unit / whole if whole > 0.0 else 1.0 / max(value, SMALLEST)
+        weight = LIGHTEST if weight < LIGHTEST else 1.0 / LIGHTEST if weight > 1.0 / LIGHTEST else weight
         error = (y / unit - value) * weight
         x1, x2 = u * weight, v * weight
         g0 = self.p00 * weight + self.p01 * x1 + self.p02 * x2
         g1 = self.p01 * weight + self.p11 * x1 + self.p12 * x2
         g2 = self.p02 * weight + self.p12 * x1 + self.p22 * x2
         reach = weight * g0 + x1 * g1 + x2 * g2
+        if reach < 0.0:
+            reach = 0.0
         size = error if error >= 0.0 else -error
         limit = HUBER * self.scale * (1.0 + NEWS * reach)
         if size > limit:
@@ -80,12 +85,16 @@ class RobustLine:
         self.b += g1 * step
         self.c += g2 * step
         grow = 1.0 / forget
-        self.p00 = (self.p00 - g0 * g0 * norm) * grow
+        p00 = (self.p00 - g0 * g0 * norm) * grow
         self.p01 = (self.p01 - g0 * g1 * norm) * grow
         self.p02 = (self.p02 - g0 * g2 * norm) * grow
-        self.p11 = (self.p11 - g1 * g1 * norm) * grow
+        p11 = (self.p11 - g1 * g1 * norm) * grow
         self.p12 = (self.p12 - g1 * g2 * norm) * grow
-        self.p22 = (self.p22 - g2 * g2 * norm) * grow
+        p22 = (self.p22 - g2 * g2 * norm) * grow
+        # Rounding must not eat a variance.
+        self.p00 = p00 if p00 > SURE else SURE
+        self.p11 = p11 if p11 > SURE else SURE
+        self.p22 = p22 if p22 > SURE else SURE
 
         if self.b < 0.0 or self.c < 0.0:
             self._upright()

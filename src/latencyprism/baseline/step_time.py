@@ -20,7 +20,7 @@ NEW_PREFILL, PREFILL_FAMILIAR = 0.50, 4.0
 UNKNOWN = 2.0
 LEVERAGE = 0.04
 """Allowance per square root of leverage: twice the 2 % by which real step times bend away from a line."""
-BATCH_AWAY, CONTEXT_AWAY, PREFILL_AWAY, ATTENTION_AWAY, FEW_STEPS = 0.5, 0.05, 0.6, 0.1, 4.0
+BATCH_AWAY, CONTEXT_AWAY, PREFILL_AWAY, ATTENTION_AWAY, FEW_STEPS = 0.5, 0.4, 0.6, 0.1, 4.0
 """Allowance per log-ratio of distance from what was learned, for a place without experience."""
 MOST = 2.0
 CLIP, CLIP_NEW = 0.10, 0.35
@@ -66,7 +66,8 @@ class StepTime:
                 weight = unit / total if total > 0.0 else 1.0
                 slack += LEVERAGE * weight * sqrt(reach) * (1.0 - part.fine_count / FAMILIAR)
                 away, deep = part.distance(work.batch, work.context, work.batch_key)
-                slack += (BATCH_AWAY * away + CONTEXT_AWAY * deep) / (1.0 + part.fine_count / FEW_STEPS)
+                away = BATCH_AWAY * away + CONTEXT_AWAY * deep * found.context_ms / (total or 1.0)
+                slack += away / (1.0 + part.fine_count / FEW_STEPS)
             known = part.coarse_count >= FAMILIAR
         if work.prefill:
             part = self.mixed if work.decode else self.prefill

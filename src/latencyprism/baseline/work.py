@@ -12,6 +12,10 @@ PREFILL_UNIT, ATTENTION_UNIT = 256.0, 131072.0
 """Scales that bring the terms of the line to order one; nothing else depends on them."""
 
 
+TERM_MAX = 1e5
+"""No engine has such batches; a probe gone wrong may write one."""
+
+
 class Work(NamedTuple):
     """Terms and cell keys of one step. ``decode`` / ``prefill``: does the step have such a part."""
 
@@ -72,10 +76,10 @@ def work_of(step: Step) -> Work | None:
     return Work(
         decode,
         tokens > 0,
-        width / BATCH_UNIT,
-        context / CONTEXT_UNIT,
-        tokens / PREFILL_UNIT,
-        attention / ATTENTION_UNIT,
+        min(width / BATCH_UNIT, TERM_MAX),
+        min(context / CONTEXT_UNIT, TERM_MAX),
+        min(tokens / PREFILL_UNIT, TERM_MAX),
+        min(attention / ATTENTION_UNIT, TERM_MAX),
         bucket,
         bucket * 128 + half_octave(context),
         tokens_key,
