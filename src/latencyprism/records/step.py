@@ -44,7 +44,9 @@ class Step(NamedTuple):
     accepted_tokens: int | None = None
     preempted: int | None = None
     running: int | None = None
+    """Requests that run at the end of the step, after the finished ones were taken out."""
     waiting: int | None = None
+    """Requests that wait at the end of the step."""
     kv_usage: float | None = None
     schedule_ns: int | None = None
     execute_ns: int | None = None
