@@ -15,6 +15,7 @@ from itertools import pairwise
 
 import pytest
 
+from latencyprism.bpf import kernel
 from latencyprism.engines.llama_cpp.source import WAKE_INTERVAL_NS, LlamaSource, find
 from latencyprism.errors import PrismError, TargetRefused
 from latencyprism.lab.serve import Server
@@ -89,6 +90,26 @@ def test_counts_are_the_servers_own_under_concurrent_load(llama_server: Server, 
         assert step.schedule_ns is not None and step.execute_ns is not None and step.update_ns is not None
         assert step.schedule_ns + step.execute_ns + step.update_ns == step.duration_ns
         assert step.kv_usage is None and step.preempted is None
+
+
+def test_a_kernel_without_multi_links_gives_the_same(
+    llama_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_: object, **__: object) -> int:
+        raise kernel.FeatureMissing("cannot attach uprobes", "Invalid argument", kernel.KERNEL)
+
+    monkeypatch.setattr(kernel, "link_uprobe_multi", unknown)
+    source = LlamaSource(llama_server.pid)
+    try:
+        before = counters(llama_server)
+        with ThreadPoolExecutor(3) as clients:
+            for number in range(3):
+                clients.submit(ask, llama_server, 50, 20, 600 + number)
+        steps = settle(llama_server, source)
+        growth = tuple(after - first for after, first in zip(counters(llama_server), before))
+    finally:
+        source.close()
+    assert counted(steps, 3) == growth
 
 
 def test_context_and_attention_work_of_one_request(llama_server: Server, source: LlamaSource) -> None:

@@ -165,6 +165,21 @@ time.sleep(60)
 """
 
 
+def test_perf_events_do_the_same_where_links_of_many_are_unknown(caller: Caller) -> None:
+    clean = first_instruction(caller)
+    file = caller.open_library()
+    watch = NativeProbe(caller.pid, [file], [Point(SYMBOL), Point(SYMBOL, "hit_return")], links="perf")
+    os.close(file)
+    try:
+        caller.call(200)
+        hits = list(watch.read())
+        assert [hit.point for hit in hits] == [0, 1] * 200 and watch.lost == 0
+    finally:
+        watch.close()
+    assert first_instruction(caller) == clean
+    caller.call(10)
+
+
 @pytest.mark.attach_safety
 def test_a_killed_prober_leaves_the_target_unharmed_and_without_probes(caller: Caller) -> None:
     clean = first_instruction(caller)

@@ -22,7 +22,7 @@ _RAW_TRACEPOINT_OPEN, _BTF_LOAD, _MAP_FREEZE, _LINK_CREATE = 17, 18, 22, 28
 MAP_HASH, MAP_ARRAY, MAP_PERCPU_ARRAY, MAP_LRU_HASH, MAP_RINGBUF = 1, 2, 6, 9, 27
 F_RDONLY_PROG, F_MMAPABLE = 1 << 7, 1 << 10
 PROG_KPROBE, PROG_TRACING = 2, 26
-ATTACH_RAW_TP, ATTACH_UPROBE_MULTI = 23, 48
+ATTACH_NONE, ATTACH_RAW_TP, ATTACH_PERF_EVENT, ATTACH_UPROBE_MULTI = 0, 23, 41, 48
 UPROBE_MULTI_RETURN = 1
 _LOG_BYTES = 1 << 18
 _ATTR_BYTES = 160
@@ -30,7 +30,11 @@ _ATTR_BYTES = 160
 _libc = ctypes.CDLL(None, use_errno=True)
 
 RIGHTS = "Run as root, or grant CAP_BPF and CAP_PERFMON (and CAP_SYS_PTRACE for another user's process)."
-KERNEL = "Needs Linux 6.6 or newer with CONFIG_DEBUG_INFO_BTF and CONFIG_UPROBES."
+KERNEL = "Needs Linux 5.17 (best: 6.6) or newer with CONFIG_DEBUG_INFO_BTF and CONFIG_UPROBES."
+
+
+class FeatureMissing(PrismError):
+    """The kernel does not know what was asked for; there may be another way."""
 
 
 def supported_machine() -> str:
@@ -66,7 +70,7 @@ def refused(what: str, error: OSError, detail: str = "") -> PrismError:
     if error.errno == errno.ENOSYS:
         return PrismError(what, why, "bpf(2) is missing or blocked by a seccomp profile. " + KERNEL)
     if error.errno in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP):
-        return PrismError(what, why, KERNEL)
+        return FeatureMissing(what, why, KERNEL)
     return PrismError(what, why)
 
 
@@ -228,9 +232,17 @@ def link_uprobe_multi(
     except OSError as error:
         if error.errno == errno.ESRCH:
             raise PrismError("cannot attach uprobes", f"process {pid} is gone") from None
-        raise refused(
-            "cannot attach uprobes", error, "uprobe_multi link; perf-event uprobes are not used"
-        ) from None
+        raise refused("cannot attach uprobes", error, "uprobe_multi link") from None
+
+
+def link_perf_event(program: int, event: int, cookie: int) -> int:
+    """Attach a program to a perf event, with a cookie for it."""
+    try:
+        return _bpf(
+            _LINK_CREATE, struct.pack("<IIIIQ", program, event, ATTACH_PERF_EVENT, 0, cookie).ljust(64, b"\0")
+        )
+    except OSError as error:
+        raise refused("cannot attach uprobes", error, "perf-event link") from None
 
 
 def link_tracing(program: int, name: str) -> int:

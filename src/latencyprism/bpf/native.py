@@ -10,12 +10,11 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from latencyprism.attach.elf import EM_X86_64, Elf
-from latencyprism.bpf import kernel
+from latencyprism.bpf import kernel, perf_uprobe
 from latencyprism.bpf.loader import LoadedObject, read_object
 from latencyprism.bpf.ring import RingBuffer
 from latencyprism.errors import PrismError, TargetRefused
@@ -92,7 +91,8 @@ class NativeProbe:
 
     ``files`` are descriptors of the very files the target maps; they are only used while attaching.
     ``wake_interval_ns``: a point with ``wake`` wakes the reader at most this often; what came since then
-    is there to read all the same, so a reader with an interval also polls on a timer.
+    is there to read all the same, so a reader with an interval also polls on a timer. ``links``: ``multi``
+    (Linux 6.6), ``perf``, or ``auto``, the first that works.
     Raises PrismError (no rights, kernel without the feature) or TargetRefused (a symbol is not there).
     """
 
@@ -104,6 +104,7 @@ class NativeProbe:
         constants: Mapping[str, int] | None = None,
         ring_bytes: int = RING_BYTES,
         wake_interval_ns: int = 0,
+        links: str = "auto",
     ) -> None:
         if not 0 < len(points) <= POINTS:
             raise ValueError(f"1 to {POINTS} points")
@@ -120,7 +121,7 @@ class NativeProbe:
         try:
             self._configure()
             self._ring = RingBuffer(self._object.maps["ring"].descriptor, ring_bytes)
-            self._attach(pid, files, offsets)
+            self._attach(pid, files, offsets, links)
         except BaseException:
             self.close()
             raise
@@ -146,29 +147,35 @@ class NativeProbe:
             flags = (_WAKE if point.wake else 0) | (_FIRST if point.first else 0)
             self._object.maps["points"][index] = _POINT.pack(flags, point.data_arg, point.data_offset, 0)
 
-    def _attach(self, pid: int, files: Sequence[int], offsets: list[int]) -> None:
+    def _attach(self, pid: int, files: Sequence[int], offsets: list[int], links: str) -> None:
         """One link for each program and file: links, not probes, are what costs time to take away."""
-        programs: dict[str, int] = {}
+        self._programs: dict[tuple[str, int], int] = {}
         for program, number in dict.fromkeys((point.program, point.file) for point in self.points):
-            if program not in programs:
-                programs[program] = self._object.load(
-                    f"uprobe/{program}", kernel.PROG_KPROBE, kernel.ATTACH_UPROBE_MULTI
-                )
             chosen = [
                 index
                 for index, point in enumerate(self.points)
                 if (point.program, point.file) == (program, number)
             ]
-            self._links.append(
-                kernel.link_uprobe_multi(
-                    programs[program],
-                    f"/proc/self/fd/{files[number]}",
-                    [offsets[index] for index in chosen],
-                    chosen,
-                    pid,
-                    returns=program == "hit_return",
-                )
-            )
+            places = [offsets[index] for index in chosen]
+            path, returns = f"/proc/self/fd/{files[number]}", program == "hit_return"
+            if links != "perf":
+                try:
+                    verified = self._program(program, kernel.ATTACH_UPROBE_MULTI)
+                    self._links.append(
+                        kernel.link_uprobe_multi(verified, path, places, chosen, pid, returns=returns)
+                    )
+                    continue
+                except kernel.FeatureMissing:
+                    if links == "multi":
+                        raise
+            verified = self._program(program, kernel.ATTACH_NONE)
+            self._links += perf_uprobe.attach(verified, path, places, chosen, pid, returns=returns)
+
+    def _program(self, name: str, attach_type: int) -> int:
+        if (name, attach_type) not in self._programs:
+            loaded = self._object.load(f"uprobe/{name}", kernel.PROG_KPROBE, attach_type)
+            self._programs[name, attach_type] = loaded
+        return self._programs[name, attach_type]
 
     @property
     def lost(self) -> int:
@@ -192,9 +199,8 @@ class NativeProbe:
 
     def close(self) -> None:
         """Take the probes out of the target and give all memory back; safe to repeat."""
-        while self._links:
-            with suppress(OSError):
-                os.close(self._links.pop())
+        links, self._links = self._links, []
+        perf_uprobe.detach(links)
         if self._ring is not None:
             self._ring.close()
             self._ring = None

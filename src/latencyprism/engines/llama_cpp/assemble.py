@@ -101,6 +101,7 @@ class _Loop:
     sequences: dict[int, _Sequence] = field(default_factory=dict)
     ended_ns: int | None = None
     steps: int = 0
+    drafts: bool = False
 
 
 def believable(runs: Iterable[SeenRun], tokens: int) -> bool:
@@ -215,6 +216,7 @@ class Assembler:
                 return {}
             for run in ubatch.runs:
                 drafts += self._account(loop, loads.setdefault(run.sequence, _Load()), run)
+        loop.drafts = loop.drafts or drafts > 0
         prefill = [load for load in loads.values() if load.prefill_tokens]
         decode = [load for load in loads.values() if load.decode_tokens]
         return {
@@ -226,7 +228,8 @@ class Assembler:
             "decode_tokens": sum(load.decode_tokens for load in decode),
             "context_tokens": sum(load.context for load in loads.values()),
             "attention_work": sum(load.prefill_tokens * load.context for load in prefill),
-            "draft_tokens": drafts or None,
+            # Without any draft ever seen, nothing says that this engine could make one.
+            "draft_tokens": drafts if loop.drafts else None,
         }
 
     def _account(self, loop: _Loop, load: _Load, run: SeenRun) -> int:
