@@ -13,6 +13,7 @@ Values = dict[tuple[str, str], float]
 
 STOPPED_STATES = (3.0, 4.0)
 """Positions of T and t in ``host.processes.STATES``."""
+WAIT_PER_CPU = "wait_per_cpu"
 _BUSY_SHARE = 0.05
 _MOSTLY_BUSY = 0.2
 
@@ -39,7 +40,7 @@ def host_signals(
     for signal, counter in (("psi_io", "psi_io_some_ns"), ("psi_memory", "psi_memory_some_ns")):
         grown = _grown(tracks.machine(counter), start_ns, end_ns)
         if grown is not None:
-            out[signal, ""] = grown / wall_ns * stretched
+            out[signal, ""] = grown / wall_ns
     reclaim = _grown(tracks.machine("allocation_stalls"), start_ns, end_ns)
     if reclaim is not None:
         out["allocation_stalls", ""] = reclaim / steps
@@ -70,6 +71,7 @@ def _thread_signals(
     if cpu is not None:
         out["cpu", where] = cpu / base_ns
         if runqueue is not None:
+            out[WAIT_PER_CPU, where] = runqueue / max(cpu, 1.0)
             out["idle", where] = max(0.0, wall_ns - cpu - runqueue) / wall_ns * stretched
     states = named["state"].within(start_ns, end_ns) if "state" in named else np.zeros(0)
     if len(states) >= 2:
@@ -80,7 +82,7 @@ def _thread_signals(
             out[signal, where] = grown / steps
     wants_cpu = (cpu or 0.0) + (runqueue or 0.0)
     if wants_cpu > _BUSY_SHARE * wall_ns and "cpu" in named:
-        _on_its_cpus(where, named["cpu"].within(start_ns, end_ns), tracks, start_ns, end_ns, stretched, out)
+        _on_its_cpus(where, named["cpu"].within(start_ns, end_ns), tracks, start_ns, end_ns, out)
 
 
 def _on_its_cpus(
@@ -89,7 +91,6 @@ def _on_its_cpus(
     tracks: Tracks,
     start_ns: int,
     end_ns: int,
-    stretched: float,
     out: Values,
 ) -> None:
     """What others took of the CPUs that a thread runs on, and of the CPUs it does not."""
@@ -102,12 +103,12 @@ def _on_its_cpus(
     ]
     if all(grown is not None for _, grown in stolen):
         steal = sum(share * (grown or 0.0) for share, grown in stolen)
-        out["steal", where] = steal / (end_ns - start_ns) * stretched
+        out["steal", where] = steal / (end_ns - start_ns)
     foreign = tracks.foreign.mean(start_ns, end_ns) if tracks.foreign is not None else None
     if foreign is not None:
         here = sum(shares.get(cpu, 0.0) * cores for (_, cpu), cores in foreign.items())
-        out["foreign", where] = here * stretched
-        out["elsewhere", ""] = sum(c for (_, cpu), c in foreign.items() if cpu not in shares) * stretched
+        out["foreign", where] = here
+        out["elsewhere", ""] = sum(c for (_, cpu), c in foreign.items() if cpu not in shares)
 
 
 def _process_signals(
@@ -167,6 +168,54 @@ def scheduler_signal(span: Span) -> str | None:
         said = name + " " + " ".join(str(value).lower() for _, value in span.details)
         return "stopped" if "stopp" in said else "offcpu"
     return None
+
+
+def frozen_signals(
+    tracks: Tracks,
+    roles: Mapping[int, str],
+    stalls: Sequence[tuple[float, float, float]],
+    start_ns: int,
+    end_ns: int,
+    base_ns: float,
+) -> Values:
+    """Of the time that stalled steps lost, the part in which a busy thread neither ran nor waited for a CPU:
+    what a stopped or sleeping process looks like when its state was not sampled at that moment. ``stalls``:
+    start, end and lost time of each stalled step."""
+    out: Values = {}
+    for track, named in tracks.threads(roles):
+        if "cpu_ns" not in named or "runqueue_ns" not in named:
+            continue
+        cpu, runqueue = named["cpu_ns"], named["runqueue_ns"]
+        inside = (cpu.times >= start_ns) & (cpu.times <= end_ns)
+        times = cpu.times[inside]
+        if len(times) < 4 or len(runqueue.times) != len(cpu.times):
+            continue
+        length = np.diff(times)
+        spent = np.diff(cpu.values[inside]) + np.diff(runqueue.values[inside])
+        usual = float(np.median(spent / np.maximum(length, 1.0)))
+        if usual < _MOSTLY_BUSY:
+            continue
+        missing = np.maximum(0.0, usual * length - spent)
+        lost_ns = 0.0
+        for low, high, lost in stalls:
+            near = (times[:-1] < high) & (times[1:] > low)
+            lost_ns += min(lost, float(missing[near].sum()))
+        out["frozen", " ".join(track)] = lost_ns / base_ns
+    return out
+
+
+def per_normal_cpu(values: Values, normal: Values) -> Values:
+    """``runqueue`` as the waiting for each nanosecond on a CPU, times the CPU time that a step normally
+    needs. On a machine that is always contended, steps that became longer for another reason also wait more;
+    this does not grow with them. Threads that hardly ever want a CPU are left out."""
+    out = {key: value for key, value in values.items() if key[0] != WAIT_PER_CPU}
+    for signal, where in values:
+        need = normal.get(("cpu", where), 0.0)
+        if signal == WAIT_PER_CPU and need > _BUSY_SHARE:
+            out["runqueue", where] = values[signal, where] * need
+        elif signal == WAIT_PER_CPU:
+            out.pop(("runqueue", where), None)
+    return out
 
 
 def busy_threads(values: Values) -> list[str]:

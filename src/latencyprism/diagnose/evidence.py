@@ -57,14 +57,14 @@ def _line(spec: SignalSpec, shift: Shift, step_ms: float | None) -> Evidence:
     return Evidence(spec.name, round(values[0], 4), round(values[1], 4), text)
 
 
-_SHARES = frozenset({"work"})
+_SHARES = frozenset({"work", "elsewhere", "psi_io", "psi_memory"})
 
 
 def _spoken(spec: SignalSpec, value: float, step_ms: float | None) -> str:
     if spec.kind == "ratio":
         return f"{value / 1e6:.2f} GHz"
-    if spec.kind != "time":
+    if spec.kind not in ("time", "share"):
         return f"{value:.3g}"
-    if spec.name in _SHARES or step_ms is None:
+    if spec.kind == "share" or spec.name in _SHARES or step_ms is None:
         return f"{100 * value:.0f} %"
     return f"{value * step_ms:.2f} ms"

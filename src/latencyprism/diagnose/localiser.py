@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from latencyprism.diagnose import evidence, posterior
-from latencyprism.diagnose.accounts import culprits
+from latencyprism.diagnose.accounts import culprits, per_normal_cpu
 from latencyprism.diagnose.location import where
 from latencyprism.diagnose.shifts import Shift, blocks, compare
 from latencyprism.diagnose.signals import Expectations, Values, WindowReader, worked
@@ -76,9 +76,9 @@ def _shifts(
     present = now.measure(*extents[1])
     if not now.steps:
         present.update(_silence(before, extents[0]))
-    parts = blocks(before, extents[0], suspect_ns)
+    parts = [per_normal_cpu(part, normal) for part in blocks(before, extents[0], suspect_ns)]
     unfamiliar = before.expected.step.unfamiliar(now.steps) if before.expected is not None else 0.0
-    return compare(table, normal, parts, present, unfamiliar)
+    return compare(table, per_normal_cpu(normal, normal), parts, per_normal_cpu(present, normal), unfamiliar)
 
 
 def _silence(before: WindowReader, extent: tuple[int, int]) -> Values:

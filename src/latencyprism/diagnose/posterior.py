@@ -26,7 +26,8 @@ _PRIOR_NONE, _PRIOR_UNKNOWN, _PRIOR_CAUSES = 0.6, 0.08, 0.32
 _VISIBLE, _WITHOUT_KEY = 2.0, 0.05
 """A cause whose key signals did not move by so many sigma is held for so much less likely."""
 _LATENCY = ("slow", "level", "stall")
-_FOLLOWING = frozenset({"level", "stall", "cpu", "cpu_least", "idle", "offcpu"})
+_ACCOUNTS, _HARMLESS = frozenset({"throttled", "stopped", "gc", "steal"}), (0.02, 0.1)
+_FOLLOWING = frozenset({"level", "stall", "cpu", "cpu_least", "idle", "offcpu", "frozen"})
 """They go along with a slow-down of any cause: who waits for the slow one sleeps or spins longer."""
 _LOCATION_ONLY = frozenset({"schedule", "execute", "sample", "update", "gap"})
 
@@ -43,13 +44,13 @@ def _mixed(weight: float, first: Array, second: Array) -> Array:
     return np.asarray(np.logaddexp(log(weight) + first, log(1 - weight) + second))
 
 
-def _anywhere(shift: Shift) -> Array:
-    return log_t(shift.moved, 0.0, np.sqrt(shift.sigma**2 + 1.0))
+def _anywhere(shift: Shift, reach: float = 1.0) -> Array:
+    return log_t(shift.moved, 0.0, np.sqrt(shift.sigma**2 + reach**2))
 
 
-def _stays(shift: Shift, drift: float) -> Array:
-    """Unmoved, but for a chance ``drift`` that something unrelated moved it."""
-    return _mixed(1 - drift, log_t(shift.moved, 0.0, shift.sigma), _anywhere(shift))
+def _stays(shift: Shift, drift: float, reach: float = 1.0) -> Array:
+    """Unmoved, but for a chance ``drift`` that something unrelated moved it, by about ``reach``."""
+    return _mixed(1 - drift, log_t(shift.moved, 0.0, shift.sigma), _anywhere(shift, reach))
 
 
 def _directed(shift: Shift, sign: float) -> Array:
@@ -84,7 +85,7 @@ def _cause(signature: Signature, shifts: Mapping[str, Shift], table: Table) -> f
     total = np.zeros(len(_STRENGTHS))
     for name, shift in shifts.items():
         # Where a cause does not lengthen steps beyond their work, a lengthened step speaks against it.
-        drift = 0.01 if name in _LATENCY else 0.1
+        drift = 0.01 if name in _LATENCY else 0.02 if name in _ACCOUNTS else 0.1
         one = _move(shift, table, signature.signals.get(name), drift)
         if name in signature.key and signature.seen < 1:
             one = _mixed(signature.seen, one, _stays(shift, 0.01))
@@ -93,8 +94,13 @@ def _cause(signature: Signature, shifts: Mapping[str, Shift], table: Table) -> f
 
 
 def _none(shifts: Mapping[str, Shift]) -> float:
-    """Steps take what their work explains; whatever else drifts does not matter."""
-    return sum(_TEMPER * float(_stays(s, 0.002 if name in _LATENCY else 0.3)) for name, s in shifts.items())
+    """Steps take what their work explains; whatever else drifts does not matter, but for time that a step
+    cannot lose without becoming longer."""
+    total = 0.0
+    for name, shift in shifts.items():
+        drift, reach = (0.002, 1.0) if name in _LATENCY else _HARMLESS if name in _ACCOUNTS else (0.3, 1.0)
+        total += _TEMPER * float(_stays(shift, drift, reach))
+    return total
 
 
 def _unknown(shifts: Mapping[str, Shift], table: Table) -> float:

@@ -16,6 +16,7 @@ from latencyprism.diagnose.signatures import SignalSpec, Table
 _MOST_BLOCKS = 16
 _LEAST_BLOCK_NS = 1_000_000_000
 _STEPS_A_BLOCK = 6
+_MOST_SHARE = 0.98
 _COUNT_SPREAD = 0.25
 """Smallest run-to-run spread believed of a count or a mean, as log ratio."""
 
@@ -39,13 +40,18 @@ class Shift(NamedTuple):
 def on_log_scale(spec: SignalSpec, value: float) -> float:
     if spec.kind == "time":
         return math.log1p(max(value, -0.95))
+    if spec.kind == "share":
+        return -math.log1p(-min(max(value, 0.0), _MOST_SHARE))
     if spec.kind == "ratio":
         return math.log(max(value, 1e-12))
     return math.log(max(value, 0.0) + spec.floor)
 
 
 def expected_move(spec: SignalSpec, normal: float, rise: float) -> float:
-    """The move of a *time* signal that grows by ``rise`` (in shares of a normal step)."""
+    """The move of a *time* signal that grows by ``rise`` (in shares of a normal step); of a *share* that
+    leaves so much less that what is left has to be used for ``1 + rise`` times as long."""
+    if spec.kind == "share":
+        return math.log1p(rise)
     return on_log_scale(spec, max(normal, -0.9) + rise) - on_log_scale(spec, max(normal, -0.9))
 
 

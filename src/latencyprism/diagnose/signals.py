@@ -5,6 +5,7 @@ Kinds and units:
 * *time*: nanoseconds spent, over the nanoseconds that the stretch's steps should have taken for their work
   (the reference's ``WorkLine``). All share one scale: 0.5 means half a normal step for every step, so that a
   slow-down and the account that explains it have the same size whatever its strength.
+* *share*: part of a CPU that others take.
 * *count*: events per step.
 * *level*: a mean as it is.
 
@@ -19,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from latencyprism.diagnose.accounts import host_signals, span_signals
+from latencyprism.diagnose.accounts import frozen_signals, host_signals, span_signals
 from latencyprism.diagnose.tracks import Tracks
 from latencyprism.diagnose.workline import WorkLine, column
 from latencyprism.records import Step, Window
@@ -95,6 +96,9 @@ class WindowReader:
         if steps and predicted_ns > 0:
             out.update(self._step_signals(picked, predicted_ns, steps))
         base_ns = predicted_ns if predicted_ns > 0 else float(end_ns - start_ns)
+        if steps and predicted_ns > 0:
+            stalls = self._stalls(picked)
+            out.update(frozen_signals(self.tracks, self.roles, stalls, start_ns, end_ns, predicted_ns))
         stretched = (1 + out["slow", ""]) if ("slow", "") in out else 1.0
         out.update(host_signals(self.tracks, self.roles, start_ns, end_ns, base_ns, stretched, max(steps, 1)))
         for key, value in span_signals(self.spans, start_ns, end_ns, base_ns).items():
@@ -105,13 +109,9 @@ class WindowReader:
         assert self.expected is not None
         out: Values = {}
         predicted, excess = self._predicted[picked], self._durations[picked] - self._predicted[picked]
-        level = float(np.median(excess / predicted))
-        # A stall stands out of its own stretch: a general slow-down, however strong, is none.
-        beyond = excess - max(level, 0.0) * predicted
-        stalled = beyond > self.expected.spike * (1 + max(level, 0.0)) * predicted
-        out["stall", ""] = float(beyond[stalled].sum()) / predicted_ns
+        out["stall", ""] = sum(lost for _, _, lost in self._stalls(picked)) / predicted_ns
         out["slow", ""] = float(excess.sum()) / predicted_ns
-        out["level", ""] = level
+        out["level", ""] = float(np.median(excess / predicted))
         out["work", ""] = predicted_ns / steps / max(self.expected.step.typical, 1.0) - 1
         for name, (values, normal) in self._phases.items():
             seen = values[picked]
@@ -119,6 +119,18 @@ class WindowReader:
                 out[name[:-3], ""] = float(np.nansum(seen - normal[picked])) / predicted_ns
         self._column_signals(picked, predicted_ns, out)
         return out
+
+    def _stalls(self, picked: slice) -> list[tuple[float, float, float]]:
+        """Start, end and lost time of the steps that stand out of their own stretch: a general slow-down,
+        however strong, is no stall."""
+        assert self.expected is not None
+        predicted = self._predicted[picked]
+        excess = self._durations[picked] - predicted
+        level = max(0.0, float(np.median(excess / predicted)))
+        beyond = excess - level * predicted
+        ends, durations = self._ends[picked], self._durations[picked]
+        found = np.flatnonzero(beyond > self.expected.spike * (1 + level) * predicted)
+        return [(float(ends[i] - durations[i]), float(ends[i]), float(beyond[i])) for i in found]
 
     def _column_signals(self, picked: slice, predicted_ns: float, out: Values) -> None:
         seen = {name: values[picked] for name, values in self._columns.items()}

@@ -16,7 +16,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-KINDS = ("time", "count", "level", "ratio")
+KINDS = ("time", "share", "count", "level", "ratio")
 DIRECTIONS = ("up", "down", "free", "with")
 LATENCY_SIGNALS = frozenset({"slow", "level", "stall", "schedule", "execute", "sample", "update", "gap"})
 """Those that say that steps took longer; ``none`` means that these did not move."""

@@ -93,8 +93,8 @@ def _intervals(reports: Sequence[Report]) -> list[Interval]:
     ]
 
 
-def _cpu_effect(share: float, copies: int) -> Callable[[Sequence[Report]], Effect]:
-    def effect(reports: Sequence[Report]) -> Effect:
+def _cpu_effect(share: float, copies: int) -> Callable[[Sequence[Report], float], Effect]:
+    def effect(reports: Sequence[Report], _ran_s: float) -> Effect:
         ended = [report for report in reports if "ended_ns" in report]
         wall_ns = max((r["ended_ns"] - r["begun_ns"] for r in ended), default=0)
         measured = sum(r["cpu_ns"] for r in ended) / wall_ns if wall_ns else 0.0
@@ -106,6 +106,6 @@ def _cpu_effect(share: float, copies: int) -> Callable[[Sequence[Report]], Effec
     return effect
 
 
-def _disk_effect(reports: Sequence[Report]) -> Effect:
+def _disk_effect(reports: Sequence[Report], _ran_s: float) -> Effect:
     written = float(sum(report["rounds"] for report in reports if "ended_ns" in report))
     return Effect(written > 0, written, 1.0, "MiB", f"{written:.0f} MiB written synchronously")

@@ -44,17 +44,18 @@ def stalled(request: Request) -> Plan:
         "every_ns": int(request.every_s * 1e9),
         "until_ns": request.until_ns(),
     }
-    asked = max(1.0, request.duration_s / request.every_s - 1)
-    return Plan("holder.py", [spec], _stops, _stop_effect(asked), (pidfd,), lambda: os.close(pidfd))
+    effect = _stop_effect(request.every_s)
+    return Plan("holder.py", [spec], _stops, effect, (pidfd,), lambda: os.close(pidfd))
 
 
 def _stops(reports: Sequence[Report]) -> list[Interval]:
     return [Interval(int(r["begun_ns"]), int(r["ended_ns"]), "stopped") for r in reports if r.get("stopped")]
 
 
-def _stop_effect(asked: float) -> Callable[[Sequence[Report]], Effect]:
-    def effect(reports: Sequence[Report]) -> Effect:
+def _stop_effect(every_s: float) -> Callable[[Sequence[Report], float], Effect]:
+    def effect(reports: Sequence[Report], ran_s: float) -> Effect:
         stops = _stops(reports)
+        asked = max(1.0, ran_s / every_s - 1)
         total_ms = sum(stop.end_ns - stop.start_ns for stop in stops) / 1e6
         text = f"{len(stops)} stops seen (asked: about {asked:.0f}), {total_ms:.0f} ms altogether"
         return Effect(len(stops) >= 0.6 * asked, len(stops), asked, "stops", text)
@@ -125,8 +126,8 @@ def _stays(reports: Sequence[Report]) -> list[Interval]:
     ]
 
 
-def _quota_effect(limit_cores: float) -> Callable[[Sequence[Report]], Effect]:
-    def effect(reports: Sequence[Report]) -> Effect:
+def _quota_effect(limit_cores: float) -> Callable[[Sequence[Report], float], Effect]:
+    def effect(reports: Sequence[Report], _ran_s: float) -> Effect:
         stays = [report for report in reports if "throttled_ns" in report]
         periods = float(sum(report["periods"] for report in stays))
         throttled_ms = sum(report["throttled_ns"] for report in stays) / 1e6

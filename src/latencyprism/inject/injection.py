@@ -46,12 +46,13 @@ Report = Mapping[str, Any]
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What one cause starts and how its reports are read. ``script`` is a file in ``inside``; one process per
-    entry of ``specs``. ``undo`` runs in the injector after all of them have ended."""
+    entry of ``specs``. ``effect`` is told how many seconds it ran. ``undo`` runs in the injector
+    after all of them have ended."""
 
     script: str
     specs: Sequence[dict[str, Any]]
     intervals: Callable[[Sequence[Report]], list[Interval]]
-    effect: Callable[[Sequence[Report]], Effect]
+    effect: Callable[[Sequence[Report], float], Effect]
     pass_fds: tuple[int, ...] = ()
     undo: Callable[[], None] | None = None
 
@@ -105,7 +106,7 @@ class Injection:
     def __init__(self, cause: str, pid: int, duration_s: float, plan: Plan) -> None:
         self.cause, self.pid, self.duration_s = cause, pid, duration_s
         self._plan = plan
-        self._ended = False
+        self._ended_ns: int | None = None
         self.started_ns = time.monotonic_ns()
         self._helpers: list[_Helper] = []
         try:
@@ -132,9 +133,9 @@ class Injection:
 
     def stop(self) -> None:
         """Ends it now; does nothing the second time."""
-        if self._ended:
+        if self._ended_ns is not None:
             return
-        self._ended = True
+        self._ended_ns = time.monotonic_ns()
         for helper in self._helpers:
             helper.end(_END_S)
         if self._plan.undo is not None:
@@ -146,7 +147,8 @@ class Injection:
 
     def effect_check(self) -> Effect:
         """Whether it took effect. Whole only after the end."""
-        return self._plan.effect(self._reports())
+        ran_ns = (self._ended_ns or time.monotonic_ns()) - self.started_ns
+        return self._plan.effect(self._reports(), min(ran_ns / 1e9, self.duration_s))
 
     def _reports(self) -> list[Report]:
         return [report for helper in self._helpers for report in list(helper.reports)]
