@@ -1,0 +1,202 @@
+"""What the detector says, and what it keeps quiet about, on streams of known truth."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from latencyprism.detect import Detector, Firing
+from latencyprism.records.step import Step
+
+sys.path.insert(0, __file__.rpartition("/")[0])
+from streams import serving, steady
+
+
+def firings(steps: Iterable[Step], detector: Detector | None = None) -> list[Firing]:
+    detector = detector or Detector()
+    return [firing for step in steps if (firing := detector.observe(step)) is not None]
+
+
+def pages(found: list[Firing]) -> list[Firing]:
+    return [firing for firing in found if firing.level == "page"]
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.8])
+@pytest.mark.parametrize("sd", [0.003, 0.05, 0.19])
+def test_noise_alone_never_pages(sd: float, rho: float) -> None:
+    assert not pages(firings(steady(3000, sd=sd, rho=rho, seed=7, batches=(1, 8, 40))))
+
+
+@pytest.mark.parametrize(("sd", "within"), [(0.003, 5), (0.01, 5), (0.03, 8), (0.06, 25)])
+def test_a_shift_of_thirty_percent_pages(sd: float, within: int) -> None:
+    found = pages(firings(steady(1600, sd=sd, rho=0.6, seed=3, shift_at=1500, shift=0.3)))
+    assert found
+    assert 1500 <= found[0].step <= 1500 + within
+    assert found[0].kind == "shift"
+    assert 1495 <= found[0].onset_step <= found[0].step
+    assert found[0].excess == pytest.approx(0.3, abs=max(0.08, 4 * sd))
+
+
+def test_a_mild_shift_is_evidence_before_it_is_a_page() -> None:
+    found = firings(steady(2000, sd=0.009, rho=0.5, seed=5, shift_at=1500, shift=0.05))
+    assert found
+    assert 1500 <= found[0].step <= 1530
+    assert found[0].level == "evidence"
+
+
+@pytest.mark.parametrize("sd", [0.01, 0.07])
+def test_single_stalls_of_fifty_ms_are_told(sd: float) -> None:
+    stalls = dict.fromkeys(range(1000, 2000, 100), 50.0)
+    told = {f.step: f for f in firings(steady(2000, base_ms=17.0, sd=sd, rho=0.5, seed=2, stalls=stalls))}
+    assert set(stalls) <= set(told)
+    assert all(told[number].kind == "stall" for number in stalls)
+
+
+def test_an_idle_gap_while_requests_wait_is_a_stall() -> None:
+    steps = list(steady(1500, sd=0.01))
+    steps = [step._replace(gap_ns=400_000) for step in steps]
+    steps[1200] = steps[1200]._replace(gap_ns=60_000_000)
+    found = firings(steps)
+    assert [f.step for f in found] == [1200]
+
+
+def test_an_idle_gap_before_new_requests_is_none() -> None:
+    steps = list(steady(1500, sd=0.01))
+    steps[1200] = steps[1200]._replace(gap_ns=60_000_000, decode_requests=0, decode_tokens=0,
+                                       prefill_requests=1, prefill_tokens=20)  # fmt: skip
+    assert not firings(steps)
+
+
+@pytest.mark.parametrize("tiny", [False, True])
+@pytest.mark.parametrize(
+    "phases",
+    [
+        ((800, 8, 100, 100), (500, 8, 1500, 100)),
+        ((600, 4, 100, 100), (300, 16, 100, 100), (300, 64, 100, 100), (300, 160, 100, 60)),
+        ((500, 2, 50, 100), (500, 32, 600, 50), (400, 128, 100, 100), (500, 1, 3000, 300)),
+    ],
+    ids=["longer prompts", "more clients", "everything"],
+)
+def test_workload_surges_do_not_page(phases: tuple[tuple[int, int, int, int], ...], tiny: bool) -> None:
+    assert not pages(firings(serving(phases, tiny=tiny)))
+
+
+@settings(max_examples=5, deadline=None)
+@given(scale=st.sampled_from([0.1, 0.5, 10.0, 100.0]), seed=st.integers(0, 50))
+def test_the_unit_of_time_does_not_matter(scale: float, seed: int) -> None:
+    def told(factor: float) -> list[tuple[int, str, str, int]]:
+        steps = steady(900, base_ms=200, sd=0.03, rho=0.7, seed=seed, shift_at=700, shift=0.25,
+                       stalls={500: 300.0}, scale=factor)  # fmt: skip
+        steps = (step._replace(gap_ns=None) for step in steps)
+        return [(f.step, f.level, f.kind, f.onset_step) for f in firings(steps)]
+
+    assert told(1.0) == told(scale)
+
+
+def test_a_lasting_fault_is_not_learned() -> None:
+    detector = Detector()
+    found = firings(steady(4000, sd=0.009, rho=0.5, seed=4, shift_at=1500, shift=0.15), detector)
+    late = [f for f in found if f.step >= 3500]
+    assert len(late) > 450
+    assert detector.incident_open
+    assert late[-1].excess == pytest.approx(0.15, abs=0.06)
+    assert late[-1].incident == next(f for f in found if f.step >= 1500).incident
+
+
+def test_an_incident_ends_after_its_cause() -> None:
+    steps = list(steady(1500, sd=0.01, seed=8))
+    steps[1200:1300] = [s._replace(end_ns=s.end_ns + (s.end_ns - s.start_ns) // 3) for s in steps[1200:1300]]
+    detector = Detector()
+    opened, open_at = [], []
+    for step in steps:
+        firing = detector.observe(step)
+        if firing is not None and firing.opened:
+            opened.append(firing.step)
+        if detector.incident_open:
+            open_at.append(step.step)
+    assert opened == [opened[0]]
+    assert 1200 <= opened[0] <= 1205
+    assert open_at[-1] < 1350
+
+
+def test_faster_is_the_new_normal() -> None:
+    detector = Detector()
+    found = firings(steady(3000, sd=0.01, seed=1, shift_at=1500, shift=-0.3), detector)
+    assert not found
+    assert detector.last is not None
+    assert detector.last.ms == pytest.approx(20.0 * 0.7 * 1.13, rel=0.06)
+
+
+def test_acknowledged_is_the_new_normal() -> None:
+    detector = Detector()
+    steps = list(steady(2500, sd=0.01, seed=1, shift_at=1500, shift=0.4))
+    before = firings(steps[:1700], detector)
+    assert before
+    assert detector.incident_open
+    detector.ack()
+    assert not detector.incident_open
+    assert not firings(steps[1700:], detector)
+
+
+def test_terms_add_up_to_the_expectation() -> None:
+    detector = Detector()
+    for step in serving(((400, 8, 200, 50),)):
+        detector.observe(step)
+        if detector.last is not None:
+            assert sum(detector.last.terms.values()) == pytest.approx(detector.last.ms)
+
+
+def test_zero_steps_one_step_and_constant_steps() -> None:
+    assert Detector().last is None
+    assert not firings(steady(1))
+    assert not firings(steady(1000, batches=(1,)))
+
+
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_whatever_a_probe_writes_it_does_not_crash(data: st.DataObject) -> None:
+    counts = st.one_of(st.none(), st.integers(0, 5), st.integers(0, 2**40))
+    detector, now = Detector(), 0
+    for number in range(data.draw(st.integers(1, 40))):
+        took = data.draw(st.one_of(st.integers(0, 10**8), st.integers(-(10**6), 2**50)))
+        names = ("requests", "prefill_requests", "decode_requests", "prefill_tokens", "decode_tokens",
+                 "context_tokens", "attention_work", "gap_ns", "running")  # fmt: skip
+        step = Step("e", 0, 0, number, now, now + took, **{name: data.draw(counts) for name in names})
+        firing = detector.observe(step)
+        if detector.last is not None:
+            assert math.isfinite(detector.last.ms)
+            assert detector.last.ms > 0
+        if firing is not None:
+            assert math.isfinite(firing.excess)
+        now += max(took, 0)
+
+
+def test_state_stays_small() -> None:
+    detector = Detector()
+    for batch in range(1, 300):
+        for step in steady(6, sd=0.05, seed=batch, batches=(batch,)):
+            detector.observe(
+                step._replace(context_tokens=batch * 37 % 5003 * batch, prefill_tokens=batch % 3 * 50)
+            )
+    assert _size(detector) < 200_000
+
+
+def _size(thing: object, seen: set[int] | None = None) -> int:
+    seen = set() if seen is None else seen
+    if id(thing) in seen:
+        return 0
+    seen.add(id(thing))
+    size = sys.getsizeof(thing)
+    if isinstance(thing, dict):
+        return size + sum(_size(k, seen) + _size(v, seen) for k, v in thing.items())
+    if isinstance(thing, (str, bytes, int, float)):
+        return size
+    parts: list[object] = list(thing) if isinstance(thing, Iterable) else []
+    parts += [getattr(thing, name) for name in getattr(type(thing), "__slots__", ()) if hasattr(thing, name)]
+    parts += [vars(thing)] if hasattr(thing, "__dict__") else []
+    return size + sum(_size(part, seen) for part in parts)
