@@ -17,6 +17,7 @@ from latencyprism.errors import BadInput, PrismError, TargetRefused
 from latencyprism.records import Window
 
 _HINT = "llama"
+_REMEMBERED = 256
 WAKE_INTERVAL_NS = 2_000_000
 """Steps shorter than this are handed over a few at a time: waking a reader costs the engine 15 µs on a
 virtual machine, which is felt by steps of half a millisecond and by no others."""
@@ -53,13 +54,28 @@ def _present(files: list[int], names: set[str]) -> dict[str, int]:
     """{symbol: index of the file that defines it}; a file that is no ELF file has none."""
     where: dict[str, int] = {}
     for index, file in enumerate(files):
+        for name in _defined(file, frozenset(names)):
+            where.setdefault(name, index)
+    return where
+
+
+_known: dict[tuple[frozenset[str], int, int, int, int], frozenset[str]] = {}
+
+
+def _defined(file: int, names: frozenset[str]) -> frozenset[str]:
+    """Those of ``names`` that a file defines; remembered, because a search looks into every process and most
+    of them run the same few programs."""
+    status = os.fstat(file)
+    key = (names, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    if key not in _known:
         try:
             with Elf(file) as elf:
-                for name in elf.lookup(names - where.keys()):
-                    where[name] = index
+                _known[key] = frozenset(elf.lookup(names))
         except BadInput:
-            continue
-    return where
+            _known[key] = frozenset()
+        while len(_known) > _REMEMBERED:
+            del _known[next(iter(_known))]
+    return _known[key]
 
 
 def find(pid: int) -> str | None:
