@@ -7,14 +7,12 @@ import sys
 from collections.abc import Iterable
 
 import pytest
+from detect_streams import serving, steady
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latencyprism.detect import Detector, Firing
 from latencyprism.records.step import Step
-
-sys.path.insert(0, __file__.rpartition("/")[0])
-from streams import serving, steady
 
 
 def firings(steps: Iterable[Step], detector: Detector | None = None) -> list[Firing]:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import csv
 import gzip
-import sys
+import random
 
 import pytest
+from detect_streams import recorded, steady
 
 from latencyprism.detect import Detector
 from latencyprism.detect.graded import GRADES, Event, Fault, Score, grade, judge, place, spoil
 from latencyprism.detect.steplog import StepLog
-
-sys.path.insert(0, __file__.rpartition("/")[0])
-from streams import recorded, steady
 
 
 def test_a_restless_machine_is_not_paged() -> None:
@@ -71,8 +69,6 @@ def test_grading_is_reproducible_and_counts_right() -> None:
 
 @pytest.mark.parametrize("fault", GRADES, ids=lambda fault: fault.name)
 def test_faults_change_times_only_where_they_are_put(fault: Fault) -> None:
-    import random
-
     steps = list(steady(1500))
     events = place(fault, len(steps), random.Random(1))
     assert events
