@@ -37,7 +37,7 @@ def conditions() -> list[Condition]:
         _try("architecture", kernel.supported_machine),
         _try("kernel type information", lambda: f"{_tracepoints()} tracepoints resolved"),
         _try("bpf(2) allowed", _create_ring),
-        _try("uprobes on a process (uprobe_multi)", _probe_self),
+        _try("uprobes on a process", _probe_self),
         _try("scheduler tracing, structure offsets right", _trace_self),
         _pid_namespace(),
         _jit(),
