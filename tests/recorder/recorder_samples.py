@@ -20,7 +20,7 @@ def incident(steps: int = 600, onset: int | None = None, seed: int = 7) -> Captu
     for number in range(steps):
         step = _step(number, at, dice, slow=onset <= number < onset + steps // 4)
         capture.steps.append(step)
-        capture.expected_ms.append(12.0 + dice.gauss(0, 0.1))  # type: ignore[union-attr]
+        capture.expected_ms.append(12.0 + _about(dice, 0, 0.1))  # type: ignore[union-attr]
         capture.spans += spans_of(step)
         capture.counters += _counters(step, slow=onset <= number < onset + steps // 4, dice=dice)
         at = step.end_ns + 50_000
@@ -28,6 +28,11 @@ def incident(steps: int = 600, onset: int | None = None, seed: int = 7) -> Captu
     capture.alerts.append(alert(alerted, onset))
     capture.verdict = verdict()
     return capture
+
+
+def _about(dice: random.Random, middle: float, spread: float) -> float:
+    """Plain arithmetic alone, so that every machine makes the same records."""
+    return middle + spread * (dice.random() * 4 - 2)
 
 
 def meta() -> dict[str, object]:
@@ -44,9 +49,9 @@ def meta() -> dict[str, object]:
 
 def _step(number: int, at: int, dice: random.Random, slow: bool) -> Step:
     prefill = 256 if number % 40 == 7 else 0
-    schedule = int(abs(dice.gauss(0.4e6, 3e4)))
-    execute = int(abs(dice.gauss(22e6 if slow else 10.5e6, 4e5))) + prefill * 20_000
-    sample, update = int(abs(dice.gauss(0.7e6, 5e4))), int(abs(dice.gauss(0.3e6, 3e4)))
+    schedule = int(abs(_about(dice, 0.4e6, 3e4)))
+    execute = int(abs(_about(dice, 22e6 if slow else 10.5e6, 4e5))) + prefill * 20_000
+    sample, update = int(abs(_about(dice, 0.7e6, 5e4))), int(abs(_about(dice, 0.3e6, 3e4)))
     end = at + schedule + execute + sample + update + 60_000
     return Step(
         "vllm", 0, 0, number, at, end, "mixed" if prefill else "decode",
@@ -79,7 +84,7 @@ def _counters(step: Step, slow: bool, dice: random.Random) -> list[Counter]:
             ("machine",), "psi_cpu_share", step.end_ns, (0.62 if slow else 0.03) + dice.random() / 50, "share"
         ),
         Counter(("Worker 815", "MainThread 815"), "runqueue_ns", step.end_ns, 1e6 + grown * 0.02, "ns"),
-        Counter(("machine",), "free_bytes", step.end_ns, 8e9 + dice.gauss(0, 1e6), "bytes"),
+        Counter(("machine",), "free_bytes", step.end_ns, 8e9 + _about(dice, 0, 1e6), "bytes"),
     ]
 
 

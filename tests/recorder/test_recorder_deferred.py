@@ -136,6 +136,18 @@ def test_the_writer_speaks_json_and_exits_with_a_code(tmp_path: Path) -> None:
     assert failed.returncode == 2 and "No such file" in json.loads(failed.stdout)["error"]
 
 
+def test_a_capture_is_finished_even_when_nobody_listens_any_more(tmp_path: Path, finishers: None) -> None:
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    write_raw(raw, undiagnosed())
+    heard, said = os.pipe()
+    os.close(heard)
+    command = [sys.executable, "-m", "latencyprism.recorder.write", raw, out]
+    done = subprocess.run([*command, "--finish", "finishers_for_test:diagnose"], stdout=said)
+    os.close(said)
+    assert done.returncode == 0
+    assert read_capture(out).verdict == verdict()
+
+
 def test_what_finishes_must_be_named_rightly() -> None:
     for name in ("", "json", "json:", ":loads", "json:nothing", "json:__name__", "no_such_module:f"):
         with pytest.raises(BadInput):

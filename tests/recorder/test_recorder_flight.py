@@ -70,10 +70,10 @@ def test_adding_is_cheap() -> None:
     records = [step(number, number * 1_000_000) for number in range(20_000)]
     best = 1.0
     for _ in range(5):
-        began = time.perf_counter()
+        began = time.thread_time()
         for record in records:
             recorder.add_step(record)
-        best = min(best, (time.perf_counter() - began) / len(records))
+        best = min(best, (time.thread_time() - began) / len(records))
     assert best < 2e-6
 
 

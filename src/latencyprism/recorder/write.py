@@ -11,8 +11,10 @@ was written.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
+import os
 import signal
 import sys
 import time
@@ -120,8 +122,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _say(told: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(told) + "\n")
-    sys.stdout.flush()
+    # If the watcher is gone, perhaps killed, its last capture is written all the same.
+    with contextlib.suppress(BrokenPipeError):
+        os.write(sys.stdout.fileno(), json.dumps(told).encode() + b"\n")
 
 
 if __name__ == "__main__":
