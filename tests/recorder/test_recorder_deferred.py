@@ -34,7 +34,7 @@ def finishers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "finishers_for_test.py").write_text(FINISHERS)
     here = Path(__file__).parent
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "lib"), str(here)]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "lib"), str(here), *sys.path]))
 
 
 def undiagnosed(steps: int = 60) -> Capture:
