@@ -74,7 +74,7 @@ def test_every_register_and_vector_comes_back(start) -> None:
             found = injector._resumed(tracee)
             if isinstance(found, str):
                 return None
-            after, vectors, mask = found[1], tracee.xstate(), tracee.signal_mask()
+            after, vectors, mask = found.after, tracee.xstate(), tracee.signal_mask()
             if injector._holds_gil(tracee, after, vectors, mask) is None:
                 return None
             return after, tracee.registers(), vectors, tracee.xstate(), mask, tracee.signal_mask()

@@ -19,11 +19,12 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ..errors import TargetRefused
 from .frame import BLOCKED_SIGNALS, Call, StackImage, scratch_address, stack_image
 from .interpreter import PythonInfo, python_of, refuse_state
-from .memory import read_memory, write_memory
+from .memory import read_memory, read_scattered, write_memory
 from .process import read_process, status_fields
 from .ptrace import Gone, Registers, Tracee, in_tracer_thread
 from .slack import MAX_TEXT_BYTES, Slot, find_slots
@@ -36,7 +37,7 @@ _ACK_LOOK_S = 0.050
 _RETRY_S, _RETRY_LIMIT_S = 0.001, 0.050
 _STACK_REACH = 64 << 20
 _SIGRETURN = 15
-_FINGERPRINT_BYTES = 16
+_FINGERPRINT_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,14 @@ class _Attempt:
     entered: bool = False
     why: str = ""
     final: bool = False
+
+
+class _Place(NamedTuple):
+    """``registers`` at the stop, ``after`` to return to, ``number`` of the interrupted system call if any."""
+
+    registers: Registers
+    after: Registers
+    number: int | None
 
 
 @dataclass(slots=True)
@@ -107,7 +116,8 @@ class Injector:
                 "use eBPF and host signals for it",
             )
         self._stack_end = stacks[0].end
-        self._fingerprints = self._fingerprint()
+        self._code = (self._api["Py_AddPendingCall"], _FINGERPRINT_BYTES)
+        self._fingerprint = read_memory(pid, *self._code)
 
     def run(self, text: str, acknowledged: Callable[[], bool], timeout_s: float = 2.0) -> InjectReport:
         """Have the target run ``text`` and wait until ``acknowledged()`` is true.
@@ -128,6 +138,7 @@ class Injector:
         if not self.identity.alive():
             raise TargetRefused(f"process {self.pid} is gone", "it ended since it was looked at")
         refuse_state(read_process(self.pid))
+        self._same_program([])
         slot = self._next_slot()
         slot.put(data)
         progress = _Progress(time.monotonic())
@@ -137,11 +148,6 @@ class Injector:
             raise TargetRefused(f"process {self.pid} is gone", "it ended while it was attached to") from None
         finally:
             self._blank(slot)
-
-    def _fingerprint(self) -> tuple[bytes, ...]:
-        """First bytes of the functions that are to be called; other ones mean another program (execve)."""
-        places = (self.python.restore_rt, self._api["Py_AddPendingCall"], self._api["PyRun_SimpleString"])
-        return tuple(read_memory(self.pid, place, _FINGERPRINT_BYTES) for place in places)
 
     def _next_slot(self) -> Slot:
         for _ in self._slots:
@@ -250,31 +256,43 @@ class Injector:
 
         return in_tracer_thread(work)
 
-    def _resumed(self, tracee: Tracee) -> tuple[Registers, Registers] | str:
-        """(registers at the stop, registers to return to), or why the thread is not to be borrowed now."""
+    def _resumed(self, tracee: Tracee) -> _Place | str:
+        """Where the thread stands and how it goes on, or why it is not to be borrowed now."""
         registers = tracee.registers()
-        if self._fingerprint() != self._fingerprints:
-            raise TargetRefused(
-                f"process {self.pid} has become another program", "it called execve", "attach anew"
-            )
         if not self._stack_end - _STACK_REACH < registers.rsp < self._stack_end:
             return "the main thread is on another stack"
         if registers.cs != 0x33:
             return "the main thread runs 32-bit code"
-        code = read_memory(self.pid, registers.rip - 7, 7)
-        after = resumed(registers, code)
+        # Without a restartable sequence of its own (rseq_cs at 8) the code is simply looked at twice.
+        sequence, code = ((tracee.rseq_address() or 0) + 8, 8), (registers.rip - 7, 7)
+        seen = self._same_program([code, sequence if sequence[0] > 8 else code])
+        after = resumed(registers, seen[0])
         if after is None:
             return "the main thread is in a sleep that cannot be resumed exactly"
-        rseq = tracee.rseq_address()
-        if rseq is not None and any(read_memory(self.pid, rseq + 8, 8)):
+        if sequence[0] > 8 and any(seen[1]):
             return "the main thread is in a restartable sequence"
-        return registers, after
+        return _Place(registers, after, interrupted(registers, seen[0]))
+
+    def _same_program(self, more: list[tuple[int, int]]) -> list[bytes]:
+        """The bytes at ``more`` (address, size); a look at the code that is to be called comes with them.
+
+        Raises TargetRefused when that is not there any more: the process became another program by execve.
+        """
+        try:
+            seen = read_scattered(self.pid, [self._code, *more])
+        except TargetRefused:
+            seen = [b""]
+        if seen[0] != self._fingerprint:
+            raise TargetRefused(
+                f"process {self.pid} has become another program", "it called execve", "attach anew"
+            )
+        return seen[1:]
 
     def _enter_pending(self, tracee: Tracee, slot: Slot) -> _Attempt:
         found = self._resumed(tracee)
         if isinstance(found, str):
             return _Attempt(why=found)
-        registers, after = found
+        registers, after, _ = found
         if any(start <= registers.rip < end for start, end in self.python.queue_code):
             return _Attempt(why="the main thread may hold the lock of the pending-call queue")
         call = Call(self._api["Py_AddPendingCall"], (self._api["PyRun_SimpleString"], slot.address))
@@ -293,8 +311,7 @@ class Injector:
         found = self._resumed(tracee)
         if isinstance(found, str):
             return _Attempt(why=found)
-        registers, after = found
-        number = interrupted(registers, read_memory(self.pid, registers.rip - 7, 7))
+        registers, after, number = found
         if number not in WAITING:
             return _Attempt(why="the main thread just woke up")
         if number == FUTEX and self._in_runtime(registers.rdi):

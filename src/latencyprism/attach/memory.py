@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from collections.abc import Sequence
 
 from ..errors import TargetRefused
 
@@ -47,6 +48,18 @@ def read_memory(pid: int, address: int, size: int) -> bytes:
     if done != size:
         raise _failed(pid, done, size, "read")
     return buffer.raw
+
+
+def read_scattered(pid: int, pieces: Sequence[tuple[int, int]]) -> list[bytes]:
+    """The bytes at each (address, size) with one system call. Raises TargetRefused unless all are there."""
+    buffers = [ctypes.create_string_buffer(size) for _, size in pieces]
+    here = (_IoVec * len(pieces))(*(_IoVec(ctypes.addressof(one), len(one)) for one in buffers))
+    there = (_IoVec * len(pieces))(*(_IoVec(address, size) for address, size in pieces))
+    total = sum(size for _, size in pieces)
+    done = _libc.process_vm_readv(pid, here, len(pieces), there, len(pieces), 0)
+    if done != total:
+        raise _failed(pid, done, total, "read")
+    return [one.raw for one in buffers]
 
 
 def write_memory(pid: int, address: int, data: bytes) -> None:

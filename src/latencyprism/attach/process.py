@@ -89,6 +89,14 @@ def _stat_fields(pid: int) -> _Stat:
     return _Stat(*parse_stat(_read(f"/proc/{pid}/stat")))
 
 
+def is_running(pid: int) -> bool:
+    """False for a pid that is free, a zombie or on its way out."""
+    try:
+        return _stat_fields(pid).state not in "ZXx"
+    except (OSError, ValueError):
+        return False
+
+
 def parse_cmdline(raw: bytes) -> list[str]:
     """Arguments of a process. One that renamed itself (setproctitle) leaves its title and then padding."""
     parts = raw.rstrip(b"\0 ").split(b"\0")

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from ..errors import TargetRefused
+from .process import is_running
 
 _libc = ctypes.PyDLL(None, use_errno=True)
 _libc.ptrace.restype = ctypes.c_long
@@ -129,6 +130,8 @@ def in_tracer_thread(work: Callable[[], T]) -> T:
 
     def body() -> None:
         _libc.prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(1000))
+        # For this thread alone, where permitted: a tracer that loses its processor keeps the target waiting.
+        _libc.setpriority(0, 0, -20)
         try:
             results.append(work())
         except BaseException as error:  # noqa: BLE001  # handed to the caller below
@@ -176,7 +179,13 @@ class Tracee:
         self._buffer = ctypes.create_string_buffer(_XSTATE_LIMIT)
 
     def __enter__(self) -> Tracee:
-        self._call(_SEIZE, 0, _O_TRACESYSGOOD)
+        try:
+            self._call(_SEIZE, 0, _O_TRACESYSGOOD)
+        except TargetRefused:
+            # A process on its way out is refused like one that another tracer has.
+            if not is_running(self.tid):
+                raise Gone from None
+            raise
         self.seized = True
         return self
 

@@ -54,7 +54,12 @@ class Slot:
         return True
 
     def clear(self) -> None:
-        """Zeros again. The first byte goes first: from then on a late reader finds an empty program."""
+        """Zeros again, if a text is still there (the process may have become another program by execve).
+
+        The first byte goes first: from then on a late reader finds an empty program.
+        """
+        if _MARK.match(read_memory(self.pid, self.address, SLOT_BYTES)) is None:
+            return
         write_memory(self.pid, self.address, b"\0")
         write_memory(self.pid, self.address, bytes(SLOT_BYTES))
 
