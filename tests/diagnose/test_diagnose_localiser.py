@@ -104,17 +104,33 @@ def test_drift_that_costs_nothing_is_no_fault():
 
 
 def test_scheduler_spans_speak_where_counters_are_missing():
+    unseen = ("runqueue_ns", "neighbours_looked_ns")
+
     def bare(full, waits):
-        kept = Window(full.steps, [], [c for c in full.counters if "runqueue" not in c.name])
+        kept = Window(full.steps, [], [c for c in full.counters if c.name not in unseen])
         for step in full.steps:
             length = int(step.duration_ns * waits)
             track = ("Worker 200", "worker 200")
-            kept.spans.append(Span(track, "run-queue behind busy", step.start_ns, step.start_ns + length))
+            who = (("preempted_by", 4711), ("preempted_by_comm", "busy"))
+            end_ns = step.start_ns + length
+            kept.spans.append(Span(track, "run-queue (after 4711 busy)", step.start_ns, end_ns, None, who))
         return kept
 
     suspect = window(FAULTS["cpu.neighbour"](1.0), seconds=4, seed=3, start_s=1100)
     verdict = localise(bare(REFERENCE, 0.01), bare(suspect, 0.5), roles=ROLES)
     assert verdict.cause == "cpu.neighbour"
+    assert "process 4711 (busy)" in verdict.evidence[0].text
+
+
+def test_a_stop_that_only_the_scheduler_saw_is_named():
+    suspect = window(Scene(stop_every_s=0.5, stop_ms=100), seconds=4, seed=3, start_s=1100)
+    unseen = [c for c in suspect.counters if c.name != "state"]
+    for step in suspect.steps:
+        if step.duration_ns > 90_000_000:
+            end_ns = step.start_ns + 100_000_000
+            suspect.spans.append(Span(("worker 200", "sched"), "off-CPU (stopped)", step.start_ns, end_ns))
+    verdict = localise(REFERENCE, Window(suspect.steps, suspect.spans, unseen), roles=ROLES)
+    assert verdict.cause == "peer.stalled"
 
 
 def test_a_silent_engine_is_not_none():

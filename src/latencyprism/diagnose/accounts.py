@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from latencyprism.diagnose.tracks import Foreign, Series, Tracks
-from latencyprism.records import Span
+from latencyprism.records import Evidence, Span
 
 Values = dict[tuple[str, str], float]
 
@@ -221,6 +221,23 @@ def per_normal_cpu(values: Values, normal: Values) -> Values:
 def busy_threads(values: Values) -> list[str]:
     """The threads that spent a fair part of the expected time on a CPU."""
     return [where for (signal, where), value in values.items() if signal == "cpu" and value > _MOSTLY_BUSY]
+
+
+def preemptors(spans: Sequence[Span], roles: Mapping[int, str]) -> list[Evidence]:
+    """The process that took the CPU away for the longest, as the scheduler's spans name it."""
+    taken_ns: dict[tuple[int, str], float] = {}
+    for span in spans:
+        details = dict(span.details)
+        pid = details.get("preempted_by")
+        if scheduler_signal(span) == "runqueue" and isinstance(pid, int) and pid not in roles:
+            who = (pid, str(details.get("preempted_by_comm", "?")))
+            taken_ns[who] = taken_ns.get(who, 0.0) + span.end_ns - span.start_ns
+    if not taken_ns:
+        return []
+    pid, name = max(taken_ns, key=lambda who: taken_ns[who])
+    total_ms = round(taken_ns[pid, name] / 1e6, 2)
+    text = f"process {pid} ({name}) took the CPU away for {total_ms} ms in this window"
+    return [Evidence("culprit", None, total_ms, text)]
 
 
 def culprits(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from latencyprism.diagnose import evidence, posterior
-from latencyprism.diagnose.accounts import culprits, per_normal_cpu
+from latencyprism.diagnose.accounts import culprits, per_normal_cpu, preemptors
 from latencyprism.diagnose.location import where
 from latencyprism.diagnose.shifts import Shift, blocks, compare
 from latencyprism.diagnose.signals import Expectations, Values, WindowReader, worked
@@ -96,6 +96,8 @@ def _culprit_lines(
     if cause not in ("cpu.neighbour", "memory.bandwidth", "disk.stall", "memory.reclaim"):
         return []
     said: list[Evidence] = []
+    if now.tracks.foreign is None:
+        return preemptors(now.spans, now.roles)
     for cores, normal, pid, cpu, name, cgroup in culprits(now.tracks.foreign, before.tracks.foreign, extents):
         if cores - normal < _LEAST_CULPRIT_CORES or len(said) == _MOST_CULPRITS:
             break

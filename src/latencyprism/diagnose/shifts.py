@@ -74,6 +74,8 @@ def compare(
     """One shift per signal, of the place that its ``pick`` chooses. ``unfamiliar``: how far the suspect's
     work lies outside of what the reference can predict; it loosens what depends on that prediction."""
     by_signal: dict[str, list[Shift]] = {}
+    # A reference window in which nobody was stopped has no span that says so.
+    reference = {**{key: 0.0 for key in suspect if key[0] == "stopped"}, **reference}
     for key in reference.keys() & suspect.keys():
         spec = table.signals.get(key[0])
         if spec is not None:

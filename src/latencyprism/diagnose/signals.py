@@ -101,8 +101,11 @@ class WindowReader:
             out.update(frozen_signals(self.tracks, self.roles, stalls, start_ns, end_ns, predicted_ns))
         stretched = (1 + out["slow", ""]) if ("slow", "") in out else 1.0
         out.update(host_signals(self.tracks, self.roles, start_ns, end_ns, base_ns, stretched, max(steps, 1)))
+        counted = {signal for signal, _ in out}
         for key, value in span_signals(self.spans, start_ns, end_ns, base_ns).items():
-            out.setdefault(key, value)
+            # Spans may cover only a deep look of seconds: the sampler counts all the time.
+            if key[0] not in counted or key[0] == "stopped":
+                out[key] = value
         return {key: value for key, value in out.items() if np.isfinite(value)}
 
     def _step_signals(self, picked: slice, predicted_ns: float, steps: int) -> Values:
