@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def short(seconds: float, **changes: Any) -> Profile:
 def watch(*arguments: str, **popen: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "latencyprism", "watch", "--json", *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tempfile.gettempdir(), **popen,
     )  # fmt: skip
 
 

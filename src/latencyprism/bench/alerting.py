@@ -12,6 +12,7 @@ import queue
 import random
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -34,9 +35,10 @@ class WatchProcess:
     """`latencyprism watch` as a child; its JSON lines with the time each was received."""
 
     def __init__(self, pid: int, *arguments: str) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="latencyprism-bench-")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "latencyprism", "watch", "-p", str(pid), "--json", *arguments],
-            stdout=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE, text=True, cwd=self._folder.name,
         )  # fmt: skip
         self.lines: list[tuple[int, dict[str, Any]]] = []
         self._attached: queue.Queue[bool] = queue.Queue()
@@ -74,7 +76,8 @@ class WatchProcess:
     def close(self) -> dict[str, Any]:
         """Ends the watch as Ctrl-C would; its last line."""
         self._process.terminate()
-        self._process.wait(40)
+        self._process.wait(60)
+        self._folder.cleanup()
         return self.lines[-1][1] if self.lines else {}
 
 

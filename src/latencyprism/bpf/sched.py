@@ -72,6 +72,7 @@ class SchedProbe:
         self._object: LoadedObject | None = None
         self._ring: RingBuffer | None = None
         self._links: list[int] = []
+        self._programs: dict[str, int] = {}
 
     def __enter__(self) -> SchedProbe:
         self.start()
@@ -81,7 +82,27 @@ class SchedProbe:
         self.stop()
 
     def start(self) -> None:
-        """Load, attach and check; about 0.1 s, most of it reading the kernel's type information."""
+        """Attach and check; a few milliseconds once prepared."""
+        self.prepare()
+        if self._links or self._object is None or self._ring is None:
+            return
+        try:
+            self._object.maps["targets"][os.getpid()] = bytes(4)
+            for name, program in self._programs.items():
+                self._links.append(kernel.link_tracing(program, name))
+            self._check_relocation(self._ring)
+            if os.getpid() not in self.pids:
+                del self._object.maps["targets"][os.getpid()]
+            for pid in self.pids:
+                self._object.maps["targets"][pid] = bytes(4)
+            self._ring.array(SWITCH_DTYPE)
+        except BaseException:
+            self.stop()
+            raise
+
+    def prepare(self) -> None:
+        """Load, so that ``start`` has only to attach; about 0.1 s, most of it reading the kernel's type
+        information. Nothing is traced yet."""
         if self._ring is not None:
             return
         if os.stat("/proc/self/ns/pid").st_ino != _INITIAL_PID_NAMESPACE:
@@ -93,18 +114,10 @@ class SchedProbe:
         self._object = LoadedObject(read_object("sched"), entries={"ring": self._ring_bytes})
         try:
             self._ring = RingBuffer(self._object.maps["ring"].descriptor, self._ring_bytes)
-            self._object.maps["targets"][os.getpid()] = bytes(4)
             for name, number in tracepoint_types(["sched_switch", "sched_wakeup"]).items():
-                program = self._object.load(
+                self._programs[name] = self._object.load(
                     f"tp_btf/{name}", kernel.PROG_TRACING, kernel.ATTACH_RAW_TP, attach_btf_id=number
                 )
-                self._links.append(kernel.link_tracing(program, name))
-            self._check_relocation(self._ring)
-            if os.getpid() not in self.pids:
-                del self._object.maps["targets"][os.getpid()]
-            for pid in self.pids:
-                self._object.maps["targets"][pid] = bytes(4)
-            self._ring.array(SWITCH_DTYPE)
         except BaseException:
             self.stop()
             raise
@@ -135,12 +148,16 @@ class SchedProbe:
         # A record of our own may have slipped in between the self-test and its end.
         return records[np.isin(records["tgid"], self.pids)]
 
-    def stop(self) -> Switches:
-        """Detach, hand over the rest and give everything back; safe to repeat."""
+    def pause(self) -> Switches:
+        """Detach and hand over the rest, but stay loaded for another ``start``."""
         while self._links:
             with suppress(OSError):
                 os.close(self._links.pop())
-        rest = self.read()
+        return self.read()
+
+    def stop(self) -> Switches:
+        """Detach, hand over the rest and give everything back; safe to repeat."""
+        rest = self.pause()
         if self._ring is not None:
             self._ring.close()
             self._ring = None

@@ -1,8 +1,8 @@
 """Watch engines that serve: one JSON line on standard output for each alert, words on standard error.
 
 Attaches to the engine a PID belongs to, or to all engines of the machine, without a restart; detaches when
-the duration is over or on Ctrl-C. A capture with the seconds around each incident is written into the
-folder given with -o, and a verdict line follows when it is done.
+the duration is over or on Ctrl-C. A capture with the seconds around each incident is written into a folder
+(captures, or the one given with -o), and a verdict line follows when it is done.
 """
 
 from __future__ import annotations
@@ -25,8 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_pid(parser)
     add_duration(parser, None, "stop after this long (default: when told to)")
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="DIR", help="write captures of incidents into DIR"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="captures of incidents go into DIR (default: captures)",
     )
+    parser.add_argument("--no-capture", action="store_true", help="alerts alone, nothing on disk")
     parser.add_argument(
         "--steps", type=Path, metavar="FILE", help="log every step as CSV into a new FILE, for replay"
     )
@@ -42,14 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     out = JsonLines(sys.stdout)
-    captures: Path | None = args.output
-    if captures is not None:
-        try:
-            captures.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            raise BadInput(f"cannot use {captures}", "it is no folder", "name a folder with -o") from None
-        except OSError as error:
-            raise BadInput(f"cannot use {captures}", error.strerror or str(error)) from None
+    captures = None if args.no_capture else _folder(args.output or Path("captures"))
     webhook = Webhook(args.webhook) if args.webhook else None
     steps = StepLog(args.steps) if args.steps else None
 
@@ -67,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
     finally:
         if steps is not None:
             steps.close()
+        if captures is not None and not any(captures.iterdir()):
+            captures.rmdir()
     out.event("ended", **watcher.describe())
     alerts = f"alerts: {summary.page} page, {summary.evidence} evidence"
     say(f"{summary.steps} steps seen, {alerts}; {summary.lost} records lost")
@@ -74,3 +74,14 @@ def run(args: argparse.Namespace) -> int:
         missed = f"{webhook.failed} not delivered, {webhook.dropped} dropped"
         say(f"webhook: {webhook.sent} alerts delivered, {missed}; last error: {webhook.last_error or 'none'}")
     return 4 if args.fail_on_alert and summary.page else 0
+
+
+def _folder(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise BadInput(f"cannot use {path}", "it is no folder", "name a folder with -o") from None
+    except OSError as error:
+        remedy = "name another folder with -o, or --no-capture"
+        raise BadInput(f"cannot write captures into {path}", error.strerror or str(error), remedy) from None
+    return path

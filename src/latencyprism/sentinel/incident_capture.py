@@ -53,12 +53,15 @@ class IncidentCapture:
         arm = getattr(source, "arm_deep", None)
         if arm is not None:
             arm(seconds)
-        pids = list(self.watch.roles)
+        probe = self.watch.sched
+        if probe is None:
+            self._missing.append(self.watch.sched_missing or "scheduler events: another capture has them")
+            return
+        self.watch.sched = None
         try:
-            self._sched = SchedProbe(pids)
-            self._sched.start()
+            probe.start()
+            self._sched = probe
         except PrismError as error:
-            self._sched = None
             self._missing.append(f"scheduler events: {error.why or error.what}")
 
     def add_alert(self, alert: Alert) -> None:
@@ -90,10 +93,10 @@ class IncidentCapture:
     def _write(self) -> None:
         watch = self.watch
         if self._sched is not None:
-            self._keep(self._sched.stop())
+            self._keep(self._sched.pause())
             if self._sched.lost:
                 self._missing.append(f"{self._sched.lost} scheduler events were lost")
-            self._sched = None
+            watch.sched, self._sched = self._sched, None
         seen = watch.recorder.window(self.begun_ns - int(BEFORE_S * 1e9), self.until_ns)
         expected = dict(watch.expected)
         capture = Capture(

@@ -8,7 +8,9 @@ from collections import deque
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
+from latencyprism.bpf.sched import SchedProbe
 from latencyprism.detect import Detector, Firing
+from latencyprism.errors import PrismError
 from latencyprism.host.sampler import HostSampler
 from latencyprism.recorder.flight import FlightRecorder
 from latencyprism.records import Alert, Step, Window
@@ -48,6 +50,18 @@ class ReplicaWatch:
         self._alerted: tuple[int, str] | None = None
         self._starts: deque[tuple[int, int]] = deque(maxlen=20_000)
         self._silent = False
+        self.sched: SchedProbe | None = None
+        self.sched_missing: str | None = None
+        self._prepare_deep()
+
+    def _prepare_deep(self) -> None:
+        """Load the scheduler probe ahead, so that arming it at an alert takes milliseconds."""
+        try:
+            self.sched = SchedProbe(list(self.roles))
+            self.sched.prepare()
+        except PrismError as error:
+            self.sched = None
+            self.sched_missing = f"scheduler events: {error.why or error.what}"
 
     # -- seeing ----------------------------------------------------------------------------------
 
@@ -156,6 +170,8 @@ class ReplicaWatch:
         )
 
     def close(self) -> None:
+        if self.sched is not None:
+            self.sched.stop()
         self.host.close()
         self.attachment.close()
 
