@@ -204,6 +204,8 @@ def test_disturbance_is_alerted_captured_and_diagnosed(llama_server: Server, tmp
     stalls = [e for e in events if e["event"] == "alert" and e["observed_ms"] >= 280]
     assert stalls and stalls[0]["expected_ms"] < 200 and stalls[0]["delay_ms"] < 1000
     verdicts = [e for e in events if e["event"] == "verdict"]
-    assert verdicts and all(Path(e["path"]).stat().st_size > 10_000 for e in verdicts)
+    captures = [e for e in events if e["event"] == "capture"]
+    assert captures and all(Path(e["path"]).stat().st_size > 10_000 for e in captures)
+    assert {e["alert"] for e in verdicts} == {e["alert"] for e in captures}
     assert all(e["verdict"]["cause"] for e in verdicts)
     assert stopped > 0

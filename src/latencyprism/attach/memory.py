@@ -14,6 +14,10 @@ from collections.abc import Sequence
 from ..errors import TargetRefused
 
 
+class ProcessGone(TargetRefused):
+    """The process ended, so its memory is no more."""
+
+
 class _IoVec(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
@@ -34,7 +38,7 @@ for _call in (_libc.process_vm_readv, _libc.process_vm_writev):
 def _failed(pid: int, done: int, size: int, verb: str) -> TargetRefused:
     number = ctypes.get_errno()
     if number == errno.ESRCH:
-        return TargetRefused(f"process {pid} is gone", "it ended while it was looked at")
+        return ProcessGone(f"process {pid} is gone", "it ended while it was looked at")
     why = os.strerror(number) if done < 0 else f"only {done} of {size} bytes"
     return TargetRefused(f"cannot {verb} memory of process {pid}", why)
 

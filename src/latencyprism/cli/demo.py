@@ -88,13 +88,13 @@ def _report(done: Play, folder: Path) -> Path:
         steps=window.steps,
         spans=window.spans,
         counters=window.counters,
-        alerts=[alert for _, alert in done.alerts],
+        alerts=[*pages, *(alert for _, alert in done.alerts if alert.level == "page" and alert not in pages)],
         verdict=inside.verdict,
         expected_ms=[done.expected.get(step.step) for step in window.steps],
     )
     path = folder / "report.html"
     write_report(
-        path, whole, title="LatencyPrism demonstration", acts=done.acts,
+        path, whole, acts=done.acts,
         capture_path=verdict_of.path if verdict_of is not None else None,
     )  # fmt: skip
     return path

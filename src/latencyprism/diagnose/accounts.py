@@ -223,6 +223,15 @@ def busy_threads(values: Values) -> list[str]:
     return [where for (signal, where), value in values.items() if signal == "cpu" and value > _MOSTLY_BUSY]
 
 
+def visited_cpus(tracks: Tracks, roles: Mapping[int, str]) -> set[int]:
+    """The CPUs on which watched threads were found more than now and then."""
+    found: set[int] = set()
+    for _, named in tracks.threads(roles):
+        cpus = named["cpu"].values.tolist() if "cpu" in named else []
+        found |= {int(cpu) for cpu in set(cpus) if cpus.count(cpu) > 0.1 * len(cpus)}
+    return found
+
+
 def preemptors(spans: Sequence[Span], roles: Mapping[int, str]) -> list[Evidence]:
     """The process that took the CPU away for the longest, as the scheduler's spans name it."""
     taken_ns: dict[tuple[int, str], float] = {}

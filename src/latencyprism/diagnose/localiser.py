@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from latencyprism.diagnose import evidence, posterior
-from latencyprism.diagnose.accounts import culprits, per_normal_cpu, preemptors
+from latencyprism.diagnose.accounts import culprits, per_normal_cpu, preemptors, visited_cpus
 from latencyprism.diagnose.location import where
 from latencyprism.diagnose.shifts import Shift, blocks, compare
 from latencyprism.diagnose.signals import Expectations, Values, WindowReader, worked
@@ -98,9 +98,12 @@ def _culprit_lines(
     said: list[Evidence] = []
     if now.tracks.foreign is None:
         return preemptors(now.spans, now.roles)
+    ours = visited_cpus(now.tracks, now.roles)
     for cores, normal, pid, cpu, name, cgroup in culprits(now.tracks.foreign, before.tracks.foreign, extents):
         if cores - normal < _LEAST_CULPRIT_CORES or len(said) == _MOST_CULPRITS:
             break
+        if cause == "cpu.neighbour" and cpu not in ours:
+            continue
         group = f", cgroup {cgroup}" if cgroup not in ("", "/") else ""
         said.append(
             Evidence(

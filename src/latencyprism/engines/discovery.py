@@ -46,6 +46,21 @@ class Replica:
     def engine_pid(self) -> int:
         return next(member.pid for member in self.members if member.role.startswith("engine"))
 
+    def succeeds(self, other: Replica) -> bool:
+        """True if this may be ``other`` started again: the same engine and user, a command line that differs
+        in numbers alone, and no process of ``other``'s or older than its newest."""
+        mine, theirs = self._main(), other._main()
+        return (
+            self.engine == other.engine
+            and mine.uid == theirs.uid
+            and _without_numbers(mine.cmdline) == _without_numbers(theirs.cmdline)
+            and mine.start_ticks > max(member.process.start_ticks for member in other.members)
+        )
+
+    def _main(self) -> ProcessInfo:
+        """The process that was started as the server."""
+        return next((m.process for m in self.members if m.role == "api"), self.members[0].process)
+
     def roles(self) -> dict[int, str]:
         """What a person calls each process: EngineCore, Worker, API server, engine."""
         names = {
@@ -78,6 +93,11 @@ def discover(pid: int | None = None) -> list[Replica]:
             "see `latencyprism check` for the engines found on this machine",
         )
     return mine
+
+
+def _without_numbers(cmdline: list[str]) -> list[str]:
+    """A port, a seed or a temporary name may change with a restart."""
+    return [re.sub(r"\d+", "", argument) for argument in cmdline]
 
 
 def _vllm(processes: dict[int, ProcessInfo]) -> list[Replica]:

@@ -43,7 +43,7 @@ def write_report(
 ) -> int:
     """Write the report whole or not at all; returns its size in bytes. PrismError if it cannot be written.
 
-    ``acts``: (name, start_ns, end_ns) stretches to shade, every second one as the bad one. ``expected_ms``:
+    ``acts``: (name, start_ns, end_ns) stretches to shade, the last of several as bad. ``expected_ms``:
     aligned with ``capture.steps``, in place of ``capture.expected_ms``. ``capture_path``: the file to name
     as the one to open in Perfetto.
     """

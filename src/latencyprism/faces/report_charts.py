@@ -97,7 +97,7 @@ class Panel:
     def acts(self, acts: Sequence[Act], named: bool) -> None:
         for place, (name, start_ns, end_ns) in enumerate(acts):
             x, end = self.axis.x(start_ns), self.axis.x(end_ns)
-            kind = "act-bad" if place % 2 else "act"
+            kind = "act-bad" if place and place == len(acts) - 1 else "act"
             self.add(
                 f'<rect class="{kind}" x="{x:.1f}" y="{self.head}" width="{max(end - x, 0):.1f}" '
                 f'height="{self.floor - self.head}"/>'

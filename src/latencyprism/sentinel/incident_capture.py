@@ -38,6 +38,8 @@ class IncidentCapture:
         self.begun_ns = time.monotonic_ns()
         self.until_ns = self.begun_ns + int(after_s * 1e9)
         self.result: dict[str, Any] | None = None
+        self.verdict: dict[str, Any] | None = None
+        """The verdict as soon as it is known, which is before the file is whole."""
         self._meta = meta or {}
         self._missing: list[str] = []
         self._job: CaptureJob | None = None
@@ -72,6 +74,7 @@ class IncidentCapture:
         """Call often while it is under way; takes some milliseconds at most."""
         if self._job is not None:
             self.result = self._job.poll()
+            self.verdict = self._job.verdict
             return
         if self._sched is not None and now_ns >= self._drain_at_ns:
             self._drain_at_ns = now_ns + DRAIN_PERIOD_NS

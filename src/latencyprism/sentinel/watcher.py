@@ -210,17 +210,30 @@ class Watcher:
     def _advance_captures(self) -> None:
         now_ns = time.monotonic_ns()
         for capture in list(self._captures):
+            known = capture.verdict
             capture.step(now_ns)
+            if capture.verdict is not None and known is None:
+                self._say_verdict(capture)
             if capture.result is not None:
                 self._captures.remove(capture)
                 self._finished(capture)
+
+    def _say_verdict(self, capture: IncidentCapture) -> None:
+        """As soon as it is known; the capture's own line follows when the file is whole."""
+        verdict = capture.verdict or {}
+        identity = capture.alert.id if capture.alert else None
+        self._out.event("verdict", alert=identity, capture=str(capture.path), verdict=verdict)
+        self._say(f"verdict: {verdict.get('cause')} (probability {verdict.get('probability', 0.0):.2f})")
 
     def _finished(self, capture: IncidentCapture) -> None:
         result = capture.result or {}
         self.summary.captures.append(str(capture.path))
         identity = capture.alert.id if capture.alert else None
-        told = {name: value for name, value in result.items() if name != "event"}
-        self._out.event("verdict", alert=identity, **told)
+        told = {name: value for name, value in result.items() if name not in ("event", "verdict")}
+        if capture.verdict is None and result.get("verdict"):
+            capture.verdict = result["verdict"]
+            self._say_verdict(capture)
+        self._out.event("capture", alert=identity, **told)
         self._on_verdict(capture)
 
     def _keep_alive(self) -> None:
@@ -248,7 +261,7 @@ class Watcher:
             members = {member.process.identity for member in replica.members if member.role != "api"}
             if known & set(replica.pids) or members & self._refused:
                 continue
-            before = next((old for old in self._gone if old.engine == replica.engine), None)
+            before = next((old for old in self._gone if self._takes_the_place(replica, old)), None)
             if before is None:
                 continue
             try:
@@ -258,6 +271,10 @@ class Watcher:
                 # An engine that is still starting has not imported what we hook: try again.
                 if "nothing to hook" not in problem.why:
                     self._refuse(replica, problem)
+
+    def _takes_the_place(self, replica: Replica, old: Replica) -> bool:
+        """Who was told to watch one engine must not end up watching a stranger's."""
+        return replica.engine == old.engine if self.options.pid is None else replica.succeeds(old)
 
     def _refuse(self, replica: Replica, problem: TargetRefused) -> None:
         self._refused |= {member.process.identity for member in replica.members}
