@@ -58,3 +58,13 @@ def test_any_process_of_an_engine_names_it(pid: int, engines: list[int]) -> None
 def test_other_processes_are_refused(pid: int) -> None:
     with pytest.raises(TargetRefused, match="not a known engine"):
         discovery.discover(pid)
+
+
+def test_only_the_same_server_started_again_succeeds_an_engine() -> None:
+    def served(pid: int, *arguments: str) -> discovery.Replica:
+        return discovery.Replica("llama.cpp", 0, (discovery.Member(process(pid, 1, *arguments), "engine"),))
+
+    old = served(50, "/v/llama-server", "--port", "8080")
+    assert served(60, "/v/llama-server", "--port", "9090").succeeds(old)
+    assert not served(60, "/v/llama-server", "--port", "9090", "--other").succeeds(old)
+    assert not served(40, "/v/llama-server", "--port", "8080").succeeds(old)
