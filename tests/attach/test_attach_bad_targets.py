@@ -97,8 +97,7 @@ def test_target_that_ends_meanwhile(start) -> None:
     for delay_ms in range(12):
         target = start(LOOP)
         injector = Injector(target.pid)
-        # Not Popen.kill: it polls, and a parent that polls in another thread takes the tracer's stops.
-        killer = threading.Timer(delay_ms / 4000, os.kill, (target.pid, signal.SIGKILL))
+        killer = threading.Timer(delay_ms / 4000, target.process.kill)
         killer.start()
         try:
             for _ in range(100):

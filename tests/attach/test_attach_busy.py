@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -54,6 +55,26 @@ def test_pending_route_is_taken_and_short(start) -> None:
     assert target.process.poll() is None
 
 
+def test_parent_that_polls_its_child_does_not_take_a_stop_for_its_end(start) -> None:
+    target = start(BUSY)
+    ended = threading.Event()
+
+    def poll() -> None:
+        while not ended.is_set():
+            assert target.process.poll() is None
+
+    poller = threading.Thread(target=poll)
+    poller.start()
+    try:
+        injector = Injector(target.pid)
+        for _ in range(20):
+            injector.run(*target.note(), timeout_s=10)
+    finally:
+        ended.set()
+        poller.join()
+    assert target.process.returncode is None
+
+
 def test_text_is_removed_after_use(start) -> None:
     target = start(BUSY)
     injector = Injector(target.pid)
@@ -71,11 +92,11 @@ def test_every_register_and_vector_comes_back(start) -> None:
     def once() -> tuple[Registers, Registers, bytes, bytes, int, int] | None:
         with Tracee(target.pid) as tracee:
             assert tracee.stop() is not None
-            found = injector._resumed(tracee)
+            found = injector._borrower._resumed(tracee)
             if isinstance(found, str):
                 return None
             after, vectors, mask = found.after, tracee.xstate(), tracee.signal_mask()
-            if injector._holds_gil(tracee, after, vectors, mask) is None:
+            if injector._borrower._holds_gil(tracee, after, vectors, mask) is None:
                 return None
             return after, tracee.registers(), vectors, tracee.xstate(), mask, tracee.signal_mask()
 

@@ -11,7 +11,11 @@ from latencyprism.errors import TargetRefused
 
 pytestmark = pytest.mark.attach_safety
 
-HEAD = "import sys, time, threading, queue, select, asyncio, os, socket, ctypes, signal\nprint('ready')\n"
+# A target begins when it is told to, so that the injector can be made before.
+HEAD = (
+    "import sys, time, threading, queue, select, asyncio, os, socket, ctypes, signal\n"
+    "print('ready')\nsys.stdin.readline()\nprint('begun')\n"
+)
 # Each waits for something that comes after 0.8 s, then tells how long that took (seconds) and what it got.
 TIMED = {
     "queue.get": "q=queue.Queue(); threading.Timer(0.8, q.put, (7,)).start(); got=q.get()",
@@ -37,10 +41,18 @@ def _timed(body: str) -> str:
     )
 
 
+def _begin(target) -> Injector:
+    injector = Injector(target.pid)
+    target.process.stdin.write("\n")
+    target.process.stdin.flush()
+    assert target.line() == "begun"
+    target.wait_in_syscall()
+    return injector
+
+
 def _inject_thrice(target) -> str:
     """The route of the first of three texts; on a slow machine the wait may be over before the third."""
-    target.wait_in_syscall()
-    injector = Injector(target.pid)
+    injector = _begin(target)
     routes = []
     for _ in range(3):
         routes.append(injector.run(*target.note()).route)
@@ -96,10 +108,10 @@ def test_native_caller_of_poll_does_not_see_the_stop(start) -> None:
 
 def test_gil_held_in_a_wait_is_refused(start) -> None:
     target = start(_timed("got=7+ctypes.PyDLL(None).poll(None, 0, 800)"))
-    target.wait_in_syscall()
+    injector = _begin(target)
     text, seen = target.note()
     with pytest.raises(TargetRefused, match="holds the GIL"):
-        Injector(target.pid).run(text, seen, timeout_s=0.3)
+        injector.run(text, seen, timeout_s=0.3)
     assert target.line().split()[1] == "7"
     assert not seen()
 
@@ -107,29 +119,27 @@ def test_gil_held_in_a_wait_is_refused(start) -> None:
 def test_another_thread_keeps_the_gil_and_the_text_waits_for_it(start) -> None:
     hog = "threading.Timer(0.4, lambda: ctypes.PyDLL(None).poll(None, 0, 700)).start()\n"
     target = start(_timed(hog + "q=queue.Queue(); threading.Timer(1.4, q.put, (7,)).start(); got=q.get()"))
-    time.sleep(0.7)
-    report = Injector(target.pid).run(*target.note(), timeout_s=3.0)
+    injector = _begin(target)
+    time.sleep(0.5)
+    report = injector.run(*target.note(), timeout_s=3.0)
     assert report.route == "gil"
     assert target.line().split()[1] == "7"
 
 
 def test_signal_during_a_borrowed_wait_still_arrives(start) -> None:
-    target = start(
-        HEAD
-        + "signal.signal(signal.SIGUSR1, lambda *a: print('signalled'))\ntime.sleep(1.0)\n"
-        + "print('end')\nsys.stdin.readline()\n"
-    )
+    target = start(HEAD + "signal.signal(signal.SIGUSR1, lambda *a: print('signalled'))\ntime.sleep(3.0)\n")
     assert _inject_thrice(target) == "gil"
     target.process.send_signal(10)
     assert target.line() == "signalled"
-    assert target.line() == "end"
+    assert target.process.poll() is None
 
 
 def test_signal_mask_and_alternate_stack_are_kept(start) -> None:
     """faulthandler runs on an alternate signal stack; the way back must not take it away."""
     target = start(
-        "import faulthandler, signal, time\nfaulthandler.enable()\n"
-        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})\nprint('ready')\ntime.sleep(0.8)\n"
+        "import faulthandler, signal, sys, time\nfaulthandler.enable()\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})\nprint('ready')\n"
+        "sys.stdin.readline()\nprint('begun')\ntime.sleep(0.8)\n"
         "print(sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ()))))\n"
         "import ctypes\nstack=(ctypes.c_uint64*3)()\nctypes.CDLL(None).sigaltstack(None, stack)\n"
         "print(stack[1] & 0xffffffff, stack[2] > 0)\n"

@@ -38,22 +38,23 @@ print("right")
 
 DYING = """
 import os, signal, sys
-from latencyprism.attach import inject
+from latencyprism.attach import borrow, inject
 from latencyprism.attach.memory import write_memory
 pid, stage, number, text = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
-class Dying(inject.Injector):
-    entered = 0
-    def _enter(self, tracee, image):
-        self.entered += 1
-        if self.entered < number:
-            return super()._enter(tracee, image)
-        write_memory(self.pid, image.address, image.data)
-        if stage != "written":
-            tracee.set_registers(image.entry)
-        if stage == "mask":
-            tracee.set_signal_mask(inject.BLOCKED_SIGNALS)
-        os.kill(os.getpid(), signal.SIGKILL)
-Dying(pid).run(text, lambda: False)
+entered = 0
+def enter(self, tracee, image, whole=borrow.Borrower._enter):
+    global entered
+    entered += 1
+    if entered < number:
+        return whole(self, tracee, image)
+    write_memory(self.pid, image.address, image.data)
+    if stage != "written":
+        tracee.set_registers(image.entry)
+    if stage == "mask":
+        tracee.set_signal_mask(borrow.BLOCKED_SIGNALS)
+    os.kill(os.getpid(), signal.SIGKILL)
+borrow.Borrower._enter = enter
+inject.Injector(pid).run(text, lambda: False)
 """
 
 
