@@ -116,7 +116,9 @@ def test_a_stopped_process_is_named(loop):
 
 
 def test_a_quota_is_named(loop):
-    verdict, _ = disturbed(loop, "cpu.quota", 0.5)
+    if contention(loop[1]) > 1.0:
+        pytest.skip("this machine is full of neighbours: the target has no CPU that a quota could take away")
+    verdict, _ = disturbed(loop, "cpu.quota", 0.75)
     assert verdict.cause == "cpu.quota", verdict
 
 
