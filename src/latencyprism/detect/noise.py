@@ -18,6 +18,9 @@ MEMORY = 0.002
 """Weight of the newest difference: about 500 steps."""
 FIRST = 0.02
 FIRST_WEIGHT = 30.0
+YOUNG, YOUNG_DRIFT = 600.0, 2.5
+"""Steps until half of the drift is measured rather than presumed; its presumed square, in those of
+``near``."""
 WILD = 4.0
 """A difference counts for at most this multiple of the present mean difference."""
 FOLLOW = 0.3
@@ -53,10 +56,13 @@ class Noise:
 
     @property
     def wander(self) -> float:
-        """The part of ``far`` that averaging does not remove: drift of the machine's speed."""
-        rest = self.d_far * self.d_far - 0.9 * self.d_near * self.d_near
-        floor = 0.06 * self.d_near * self.d_near
-        return sqrt(rest if rest > floor else floor) / GAUSS
+        """The part of ``far`` that averaging does not remove: drift of the machine's speed. A young stream
+        has not shown its drift yet; until then it is taken to be in proportion to the step-to-step noise."""
+        near = self.d_near * self.d_near
+        rest = self.d_far * self.d_far - 0.9 * near
+        floor = 0.06 * near
+        young = YOUNG / (YOUNG + self.count)
+        return sqrt((rest if rest > floor else floor) * (1.0 - young) + young * near * YOUNG_DRIFT) / GAUSS
 
     def long_run_variance(self) -> float:
         """Variance x (1 + rho) / (1 - rho) with rho = 1 - (near/mid)^2: that of sums of an AR(1)."""
