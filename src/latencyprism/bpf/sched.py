@@ -23,6 +23,7 @@ _INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 _MAX_TARGETS = 250
 RING_BYTES = 4 << 20
 _UNINTERRUPTIBLE = 2
+_STOPPED = 4 | 8  # by a signal, or by a tracer
 
 SWITCH_DTYPE = np.dtype(
     [
@@ -188,8 +189,9 @@ def _clip(
 
 
 def to_spans(events: Switches, on_cpu: bool = False) -> list[Span]:
-    """Spans on tracks ``("COMM TID", "sched")``: ``run-queue (after PID COMM)``, ``off-CPU (waiting)`` or
-    ``off-CPU (uninterruptible)``, and with ``on_cpu`` also ``on-CPU``; in order of time within a thread."""
+    """Spans on tracks ``("COMM TID", "sched")``: ``run-queue (after PID COMM)``, ``off-CPU (waiting)``,
+    ``off-CPU (uninterruptible)`` or ``off-CPU (stopped)``, and with ``on_cpu`` also ``on-CPU``; in order of
+    time within a thread."""
     spans: list[Span] = []
     for event in events[np.lexsort((events["in_ns"], events["tid"]))]:
         track = (f"{_text(event['comm'])} {event['tid']}", "sched")
@@ -199,13 +201,18 @@ def to_spans(events: Switches, on_cpu: bool = False) -> list[Span]:
         runnable_ns = out_ns
         if event["state"]:
             runnable_ns = wake_ns or in_ns
-            kind = "uninterruptible" if event["state"] & _UNINTERRUPTIBLE else "waiting"
-            spans.append(Span(track, f"off-CPU ({kind})", out_ns, runnable_ns))
+            spans.append(Span(track, f"off-CPU ({_reason(int(event['state']))})", out_ns, runnable_ns))
         if in_ns > runnable_ns:
             spans.append(
                 Span(track, f"run-queue (after {_who(event)})", runnable_ns, in_ns, None, _taken_by(event))
             )
     return spans
+
+
+def _reason(state: int) -> str:
+    if state & _STOPPED:
+        return "stopped"
+    return "uninterruptible" if state & _UNINTERRUPTIBLE else "waiting"
 
 
 def _text(raw: bytes) -> str:
