@@ -15,7 +15,7 @@ from typing import Any
 from latencyprism.bpf.features import conditions as bpf_conditions
 from latencyprism.demo.acts import FAULT, Play, pin, play
 from latencyprism.demo.show import Screen, main_verdict, verdict_text
-from latencyprism.errors import BadInput, TargetRefused
+from latencyprism.errors import BadInput, PrismError
 from latencyprism.faces.report import write_report
 from latencyprism.lab import serve
 from latencyprism.lab.install import EngineName
@@ -139,7 +139,7 @@ def _tell(done: Play, result: dict[str, Any]) -> None:
         print(f"        or: latencyprism explain {result['capture']}")
     print(f"report  {result['report']}")
     if not result["alerts_fault"]:
-        raise TargetRefused(
+        raise PrismError(
             "the fault raised no alert",
             f"the injection: {result['fault_effect'] or 'did not happen'}",
             "Run it again while the machine does nothing else.",
