@@ -50,8 +50,8 @@ class CorrectedLine:
         self.coarse_count = self.fine_count = self.doubt = 0.0
 
     def at(self, u: float, v: float, coarse: int, fine: int) -> float:
-        """Expected value; leaves behind ``coarse_count``, ``fine_count`` and ``doubt``, the part of the coarse
-        cell's correction (log) that is held back for want of experience."""
+        """Expected value; leaves behind ``coarse_count``, ``fine_count`` and ``doubt``, the part of the
+        coarse cell's correction (log) that is held back for want of experience."""
         line = self.line
         shift = 0.0
         cell = self.coarse.get(coarse)

@@ -15,7 +15,7 @@ from latencyprism.baseline.work import Work, work_of
 from latencyprism.records.step import Step
 
 COLD, COLD_STEPS = 0.30, 40.0
-NEW_BATCH, NEW_CONTEXT, FAMILIAR = 0.08, 0.012, 20.0
+NEW_BATCH, NEW_CONTEXT, FAMILIAR = 0.08, 0.008, 20.0
 NEW_PREFILL, PREFILL_FAMILIAR = 0.50, 4.0
 UNKNOWN = 2.0
 LEVERAGE = 0.04

@@ -18,7 +18,7 @@ MEMORY = 0.002
 """Weight of the newest difference: about 500 steps."""
 FIRST = 0.02
 FIRST_WEIGHT = 30.0
-YOUNG, YOUNG_DRIFT = 800.0, 4.0
+YOUNG, YOUNG_DRIFT = 500.0, 3.0
 """Steps until half of the drift is measured rather than presumed; its presumed square, in those of
 ``near``."""
 WILD = 4.0
