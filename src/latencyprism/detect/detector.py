@@ -10,11 +10,13 @@ from latencyprism.detect.cusum import ShiftTest
 from latencyprism.detect.firing import Firing
 from latencyprism.detect.noise import Noise
 from latencyprism.detect.settings import Settings
+from latencyprism.detect.tail import WILD
 from latencyprism.records.step import Step
 
 MEMORABLE = 50
 """Residuals kept for ``ack``."""
 LOWER_RATE, LOWER_MOST, LOWER_CREEP = 0.06, 0.03, 0.015
+WIDEN_TOLD = 1.3
 BREAK_NS = 10_000_000_000
 """A longer hole is a break in the record or a silence, which is told by another alert."""
 
@@ -192,8 +194,9 @@ class Detector:
             noise.prefill += ((size if size < top else top) - noise.prefill) * 0.05
         elif found.known:
             noise.take(residual, calm)
-            noise.tail.take(stretch, noise.d_near, firing is not None)
-            noise.far_tail.take(stretch, noise.d_near, False)
+            noise.tail.take(stretch, noise.d_near, WILD if firing is None else WIDEN_TOLD)
+            paged = firing is not None and firing.level == "page"
+            noise.far_tail.take(stretch, noise.d_near, 1.0 if paged else WILD)
             if not self.paging:
                 noise.follow(residual)
         # On a restless machine evidence is mostly drift, and drift has to be learned.

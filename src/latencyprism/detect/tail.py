@@ -7,9 +7,6 @@ with heavy scheduling tails gets a wide limit and a calm one a narrow limit from
 from __future__ import annotations
 
 WILD = 4.0
-WIDEN = 1.3
-"""A step that was told as a fault widens the tail by this multiple of its mean at most, so that a series
-of stalls does not hide itself."""
 MOST = 4.0
 """No limit is above this log-ratio (55 times the expected time)."""
 
@@ -31,12 +28,14 @@ class Tail:
         limit = self.threshold + self.excess * rarity
         return limit if limit < MOST else MOST
 
-    def take(self, residual: float, near: float, told: bool) -> None:
-        """One one-step-ahead log residual; ``near`` is the step-to-step sd, the pace of the threshold."""
+    def take(self, residual: float, near: float, most: float = WILD) -> None:
+        """One one-step-ahead log residual; ``near`` is the step-to-step sd, the pace of the threshold.
+        ``most``: multiple of the mean excess as which it counts at most. About 1 for a step that was told
+        as a fault, so that a series of stalls does not hide itself."""
         over = residual - self.threshold
         if over > 0.0:
             self.count += 1
-            most = (WIDEN if told else WILD) * self.excess
+            most *= self.excess
             rate = 0.03 if self.count > 28 else 1.0 / (self.count + 5)
             self.excess += ((over if over < most else most) - self.excess) * rate
             self.threshold += 0.5 * near * (1.0 - self.share)
