@@ -143,8 +143,10 @@ def test_acknowledged_is_the_new_normal() -> None:
 
 def test_terms_add_up_to_the_expectation() -> None:
     detector = Detector()
-    for step in serving(((400, 8, 200, 50),)):
-        detector.observe(step)
+    for step in serving(((400, 8, 200, 50),), sd=0.15):
+        firing = detector.observe(step)
+        if firing is not None:
+            assert sum(firing.terms.values()) == pytest.approx(firing.expected_ms)
         if detector.last is not None:
             assert sum(detector.last.terms.values()) == pytest.approx(detector.last.ms)
 

@@ -62,9 +62,9 @@ class Detector:
         residual = log(observed / found.ms)
         offset = noise.offset()
         stretch = log((observed + self._idle_ms(step, work)) / found.ms) - offset
-        firing = self._judge(step.step, observed, work, found, residual, stretch, offset)
         found.drift = offset
         found.ms *= exp(offset)
+        firing = self._judge(step.step, observed, work, found, residual, stretch)
         self._learn(work, observed, found, residual, stretch, firing)
         return firing
 
@@ -88,7 +88,6 @@ class Detector:
         found: Expectation,
         residual: float,
         stretch: float,
-        offset: float,
     ) -> Firing | None:
         settings, noise = self.settings, self.noise
         allowance = found.allowance
@@ -127,7 +126,7 @@ class Detector:
             kind, onset = "shift", self._evidence.onset
         else:
             kind, onset = "stall", number
-        return self._fire(number, paged, kind, onset, observed, found, offset)
+        return self._fire(number, paged, kind, onset, observed, found)
 
     def _lower_level(self, work: Work, residual: float) -> float:
         """How much faster than expected the present batch size runs, as a log offset in [-LOWER_MOST, 0]:
@@ -154,7 +153,6 @@ class Detector:
         onset: int,
         observed: float,
         found: Expectation,
-        offset: float,
     ) -> Firing:
         opened = not self.incident_open
         if opened:
@@ -163,7 +161,7 @@ class Detector:
         escalated = paged and not self.paging
         self.paging = self.paging or paged
         self._calm = 0
-        expected = found.ms * exp(offset)
+        expected = found.ms
         terms = found.terms
         return Firing(
             number, "page" if paged else "evidence", kind, onset, observed, expected,
