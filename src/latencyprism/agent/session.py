@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from latencyprism.agent.assemble import assemble, bootstrap
+from latencyprism.attach.access import denied
 from latencyprism.attach.inject import Injector, InjectReport
 from latencyprism.errors import TargetRefused
 from latencyprism.records import ring
@@ -149,7 +150,9 @@ class ProbeSession:
     def close(self, timeout_s: float = 2.0) -> bool:
         """Detach: the probe removes itself at its next call, or, if none comes, by a second injection.
 
-        True if the probe is known to be gone (removed, or its process ended)."""
+        True if the probe is known to be gone (removed, or its process ended). Harmless twice."""
+        if self._wake_fd < 0:
+            return True
         gone = not self._alive()
         if not gone and self.live:
             self.ring.set_header(ring.H_COMMAND, ring.COMMAND_DETACH)
@@ -219,9 +222,13 @@ def remove_probe(pid: int, timeout_s: float = 2.0) -> bool:
 
 def _shared_folder(pid: int) -> tuple[Path, str]:
     """(the folder as we reach it, the same folder as the target sees it)."""
-    same_root = os.path.realpath(f"/proc/{pid}/root") == "/" and _mount_namespace(pid) == _mount_namespace(
-        os.getpid()
-    )
+    try:
+        same_mounts = _mount_namespace(pid) == _mount_namespace(os.getpid())
+        same_root = same_mounts and os.readlink(f"/proc/{pid}/root") == "/"
+    except PermissionError:
+        raise denied(pid) from None
+    except FileNotFoundError:
+        raise TargetRefused(f"cannot watch process {pid}", "it has ended") from None
     for inside in ("/dev/shm", "/tmp"):
         outside = Path(inside if same_root else f"/proc/{pid}/root{inside}")
         if not outside.is_symlink() and outside.is_dir() and os.access(outside, os.W_OK):

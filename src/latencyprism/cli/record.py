@@ -36,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
     path: Path = args.output or Path(f"{args.pid}.pftrace")
     if path.exists():
         raise BadInput(f"{path} is there already", "it is not overwritten", "name another file with -o")
+    if not path.absolute().parent.is_dir():
+        raise BadInput(f"cannot write {path}", "its folder does not exist", "make it first")
     if args.duration > 120:
         raise BadInput("that is too long", "a recording is kept in memory; 120s at most")
     replica = discover(args.pid)[0]
@@ -50,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     report = {
         "capture": str(path),
         "bytes": result.get("bytes"),
-        "steps": watch.counts.steps,
+        "steps": result.get("steps", watch.counts.steps),
         "lost": lost,
     }
     if args.json:
@@ -62,9 +64,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _record(watch: ReplicaWatch, path: Path, seconds: float, *, deep: bool) -> dict[str, object]:
+    """Watches for ``seconds``; then nothing more is read while the file is written."""
     capture = IncidentCapture(watch, None, path, after_s=seconds, deep=deep)
+    end = time.monotonic() + seconds
     next_slow = 0.0
-    while capture.result is None:
+    while time.monotonic() < end:
         watch.settle()
         time.sleep(PERIOD_S)
         watch.poll()
@@ -76,4 +80,5 @@ def _record(watch: ReplicaWatch, path: Path, seconds: float, *, deep: bool) -> d
             if renew is not None:
                 renew()
             capture.step(time.monotonic_ns())
-    return capture.result
+    capture.abandon()
+    return capture.result or {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from latencyprism.cli.options import add_duration, add_pid
@@ -65,8 +66,9 @@ def run(args: argparse.Namespace) -> int:
     finally:
         if steps is not None:
             steps.close()
-        if captures is not None and not any(captures.iterdir()):
-            captures.rmdir()
+        if captures is not None:
+            with suppress(OSError):  # it holds captures, or another watch removed it
+                captures.rmdir()
     out.event("ended", **watcher.describe())
     alerts = f"alerts: {summary.page} page, {summary.evidence} evidence"
     say(f"{summary.steps} steps seen, {alerts}; {summary.lost} records lost")

@@ -81,7 +81,7 @@ def play(server: Server, captures: Path, show: Callable[[Progress], None]) -> Pl
     """Attach, run the acts, detach. Raises what the watch or an act raised."""
     done = Play()
     watcher = Watcher(
-        WatchOptions(pid=server.pid, captures=captures, reattach=False),
+        WatchOptions(pid=server.pid, captures=captures, capture_levels=("page",), reattach=False),
         JsonLines(io.StringIO()),
         on_alert=lambda alert: done.alerts.append((time.monotonic_ns(), alert)),
         on_verdict=done.verdicts.append,

@@ -66,6 +66,11 @@ class IncidentCapture:
         except PrismError as error:
             self._missing.append(f"scheduler events: {error.why or error.what}")
 
+    @property
+    def open(self) -> bool:
+        """True while further alerts can still become part of it."""
+        return self._job is None
+
     def add_alert(self, alert: Alert) -> None:
         """A further alert of the same incident."""
         self.alerts.append(alert)
@@ -83,12 +88,13 @@ class IncidentCapture:
             self._write()
 
     def abandon(self) -> None:
-        """The watch ends: stop the probes; write what there is if the deep window was still open."""
+        """The watch ends: stop the probes; write what there is if the deep window was still open. Waits."""
         if self._job is None:
-            self.until_ns = time.monotonic_ns()
+            self.until_ns = min(self.until_ns, time.monotonic_ns())
             self._write()
         assert self._job is not None
         self.result = self._job.wait(20.0)
+        self.verdict = self._job.verdict
         if self.result is None:
             self._job.close()
             self.result = {"path": None, "error": "the capture was not written in time"}

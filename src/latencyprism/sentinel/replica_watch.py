@@ -137,7 +137,7 @@ class ReplicaWatch:
             expected_ms=round(firing.expected_ms, 3),
             excess=round(firing.excess, 4),
             where=where,
-            terms={name: round(value, 3) for name, value in firing.terms.items()},
+            terms={name: round(value, 3) for name, value in firing.terms.items() if abs(value) >= 0.001},
         )
 
     def silence(self, now_ns: int) -> Alert | None:

@@ -41,7 +41,7 @@ def attach(replica: Replica) -> Attachment:
         if replica.engine == "llama.cpp":
             from latencyprism.engines.llama_cpp.source import LlamaSource
 
-            source = LlamaSource(replica.engine_pid)
+            source = LlamaSource(replica.engine_pid, first_replica=replica.number)
         else:
             python = PythonSource(replica)
             source, warning = python, python.warning

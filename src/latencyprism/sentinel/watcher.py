@@ -16,7 +16,7 @@ from latencyprism.attach.process import Identity
 from latencyprism.engines.discovery import Replica, discover
 from latencyprism.errors import PrismError, TargetRefused
 from latencyprism.host.neighbours import Neighbours
-from latencyprism.recorder.trigger import WhenToCapture
+from latencyprism.recorder.trigger import Decision, WhenToCapture
 from latencyprism.records import Alert
 from latencyprism.records.alert import LEVELS
 from latencyprism.sentinel.incident_capture import IncidentCapture
@@ -30,6 +30,9 @@ NEIGHBOURS_PERIOD_S = 1.0
 LEASE_PERIOD_S = 0.5
 SEARCH_PERIOD_S = 1.0
 MAX_SLEEP_S = 0.1
+INCIDENT_QUIET_S = 10.0
+PER_HOUR = {"evidence": 6, "page": 30}
+EVIDENCE_AFTER_STEPS = 500
 
 
 @dataclass
@@ -40,6 +43,7 @@ class WatchOptions:
     duration_s: float | None = None
     captures: Path | None = None
     steps: StepLog | None = None
+    capture_levels: tuple[str, ...] = LEVELS
     deep: bool = True
     reattach: bool = True
 
@@ -75,7 +79,10 @@ class Watcher:
         self._registered: dict[int, ReplicaWatch] = {}
         self._captures: list[IncidentCapture] = []
         # A page is captured even where evidence of the same trouble was captured before.
-        self._triggers = {level: WhenToCapture(levels=(level,)) for level in LEVELS}
+        self._triggers = {
+            level: WhenToCapture(levels=(level,), quiet_s=INCIDENT_QUIET_S, per_hour=PER_HOUR[level])
+            for level in options.capture_levels
+        }
         self._refused: set[Identity] = set()
         self._gone: list[Replica] = []
         self._stop = False
@@ -89,16 +96,17 @@ class Watcher:
     def attach_all(self) -> None:
         """Attach to what ``options.pid`` names, or to every engine found. TargetRefused if to none."""
         replicas = discover(self.options.pid)
-        problems: list[TargetRefused] = []
+        problems: list[tuple[Replica, TargetRefused]] = []
         for replica in replicas:
             try:
                 self._attach(replica)
             except TargetRefused as problem:
-                problems.append(problem)
-                self._refuse(replica, problem)
+                problems.append((replica, problem))
+        if problems and not self.watches:
+            raise problems[0][1]
+        for replica, refusal in problems:
+            self._refuse(replica, refusal)
         if not self.watches:
-            if problems:
-                raise problems[0]
             raise TargetRefused(
                 "no engine to watch",
                 "none runs on this machine that we may read",
@@ -167,28 +175,37 @@ class Watcher:
         now_ns = time.monotonic_ns()
         decision = None
         if self.options.captures is not None:
-            decision = self._triggers[alert.level].on_alert(alert, now_ns)
-            if decision.capture:
+            decision = self._decide(watch, alert, now_ns)
+            if decision is not None and decision.capture:
                 alert.capture = str(self.options.captures / f"{alert.id}.pftrace")
+            else:
+                under_way = next((c for c in self._captures if c.watch is watch and c.open), None)
+                alert.capture = str(under_way.path) if under_way else None
         if end_ns is not None:
             alert.delay_ms = round((time.monotonic_ns() - end_ns) / 1e6, 3)
         self._out.write(alert.to_json())
         if self._webhook is not None:
             self._webhook.offer(alert)
         self._on_alert(alert)
-        if decision is None:
-            return
-        if decision.capture and alert.capture is not None:
+        if decision is not None and decision.capture and alert.capture is not None:
             self._begin_capture(watch, alert, Path(alert.capture))
         else:
             for capture in self._captures:
-                if capture.watch is watch:
+                if capture.watch is watch and capture.open:
                     capture.add_alert(alert)
+
+    def _decide(self, watch: ReplicaWatch, alert: Alert, now_ns: int) -> Decision | None:
+        """A page is always worth a capture; evidence only once the expectation has something to stand on."""
+        if alert.level == "evidence" and watch.counts.steps < EVIDENCE_AFTER_STEPS:
+            return None
+        trigger = self._triggers.get(alert.level)
+        return trigger.on_alert(alert, now_ns) if trigger is not None else None
 
     def _begin_capture(self, watch: ReplicaWatch, alert: Alert, path: Path) -> None:
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._captures.append(IncidentCapture(watch, alert, path, deep=self.options.deep))
-        except PrismError as error:
+        except (PrismError, OSError) as error:
             self._say(f"no capture: {error}")
 
     # -- slower things ---------------------------------------------------------------------------
@@ -295,10 +312,9 @@ class Watcher:
             engine=replica.engine, version=replica.version, replica=replica.number,
             pids={str(pid): role for pid, role in watch.roles.items()}, warning=warning,
         )  # fmt: skip
+        name = " ".join(word for word in (replica.engine, replica.version) if word)
         who = ", ".join(f"{role} {pid}" for pid, role in watch.roles.items())
-        self._say(
-            f"{'re-attached' if again else 'attached'} to {replica.engine} {replica.version or ''}: {who}"
-        )
+        self._say(f"{'re-attached' if again else 'attached'} to {name}: {who}")
         if warning:
             self._say(f"note: {warning}")
 
@@ -307,15 +323,17 @@ class Watcher:
             if owner is watch:
                 self._epoll.unregister(fd)
                 del self._registered[fd]
-        for capture in [c for c in self._captures if c.watch is watch]:
-            self._captures.remove(capture)
-            capture.abandon()
-            self._finished_quietly(capture)
         self.watches.remove(watch)
         self.summary.steps += watch.counts.steps
         self.summary.evidence += watch.counts.evidence
         self.summary.page += watch.counts.page
         self.summary.lost += watch.attachment.source.lost
+        # The probes go first: whoever runs the engine must not wait for our files.
+        watch.attachment.close()
+        for capture in [c for c in self._captures if c.watch is watch]:
+            self._captures.remove(capture)
+            capture.abandon()
+            self._finished_quietly(capture)
         watch.close()
 
     def _finished_quietly(self, capture: IncidentCapture) -> None:

@@ -47,6 +47,13 @@ def phase_names(engine: str, roles: dict[int, str]) -> dict[str, str]:
     worker = next((f"{role} {pid}" for pid, role in roles.items() if role.startswith("Worker")), None)
     core = next((f"{role} {pid}" for pid, role in roles.items() if role in ("EngineCore", "engine")), engine)
     doing = worker or core
+    if engine == "llama.cpp":
+        return {
+            "schedule_ns": f"{core}: batch preparation",
+            "execute_ns": f"{core}: decode",
+            "sample_ns": f"{core}: sampling",
+            "update_ns": f"{core}: sampling and output",
+        }
     return {
         "schedule_ns": f"{core}: schedule",
         "execute_ns": f"{doing}: execute_model",

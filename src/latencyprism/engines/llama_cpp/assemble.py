@@ -116,8 +116,8 @@ def believable(runs: Iterable[SeenRun], tokens: int) -> bool:
 class Assembler:
     """``with_loop``: the server's iterations and tasks are among the events. Times in CLOCK_MONOTONIC ns."""
 
-    def __init__(self, pid: int, with_loop: bool) -> None:
-        self._pid, self._with_loop = pid, with_loop
+    def __init__(self, pid: int, with_loop: bool, first_replica: int = 0) -> None:
+        self._pid, self._with_loop, self._first_replica = pid, with_loop, first_replica
         self._loops: dict[int, _Loop] = {}
         self.unreadable = 0
         """Micro-batches whose sequences could not be read or believed."""
@@ -128,7 +128,7 @@ class Assembler:
             return
         loop = self._loops.get(event.tid)
         if loop is None:
-            loop = self._loops[event.tid] = _Loop(replica=len(self._loops))
+            loop = self._loops[event.tid] = _Loop(self._first_replica + len(self._loops))
         if event.role in (Role.ITERATION, Role.TASK):
             self._close(loop, event.time_ns, window)
             loop.started_ns = event.time_ns if event.role is Role.ITERATION else None

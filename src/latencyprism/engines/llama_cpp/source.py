@@ -138,7 +138,7 @@ class LlamaSource:
 
     engine = ENGINE
 
-    def __init__(self, pid: int, pack: Pack | None = None) -> None:
+    def __init__(self, pid: int, pack: Pack | None = None, first_replica: int = 0) -> None:
         self.pids: tuple[int, ...] = (pid,)
         pack = pack or load_pack()
         mappings = _candidates(pid)
@@ -151,7 +151,7 @@ class LlamaSource:
             self._probe = NativeProbe(
                 pid, files, list(points.values()), constants, wake_interval_ns=WAKE_INTERVAL_NS
             )
-        self._assembler = Assembler(pid, with_loop=Role.ITERATION in points)
+        self._assembler = Assembler(pid, Role.ITERATION in points, first_replica)
 
     @property
     def lost(self) -> int:
