@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
+import queue
 import resource
 import sys
 import threading
@@ -23,58 +23,77 @@ from latencyprism.sentinel.watcher import Watcher, WatchOptions
 from latencyprism.timeline.python_source import PythonSource
 
 
+class Orders:
+    """Lines of standard input, read by a thread; one that arrives stops the watch under way."""
+
+    def __init__(self) -> None:
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self.watcher: Watcher | None = None
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in sys.stdin:
+            self._lines.put(line.strip())
+            if self.watcher is not None:
+                self.watcher.stop()
+        self._lines.put(None)
+
+    def next(self) -> str | None:
+        return self._lines.get()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("pid", type=int)
     pid = parser.parse_args().pid
-    watcher: Watcher | None = None
-    runner: threading.Thread | None = None
-    for line in sys.stdin:
-        order = line.strip()
-        answer: dict[str, Any] = {"order": order}
-        if watcher is not None and runner is not None:
-            answer["health"] = health(watcher)
-            watcher.stop()
-            runner.join(30)
-            watcher = runner = None
+    orders = Orders()
+    before: dict[str, Any] = {}
+    while (order := orders.next()) is not None and order != "end":
+        answer: dict[str, Any] = {"order": order, **before}
+        before = {}
+        watcher: Watcher | None = None
         try:
             if order in ("on", "off"):
-                watcher = Watcher(WatchOptions(pid=pid, reattach=False), JsonLines(io.StringIO()))
                 begun = time.monotonic_ns()
+                watcher = Watcher(WatchOptions(pid=pid, reattach=False), JsonLines(io.StringIO()))
                 watcher.attach_all()
                 answer["attach_ms"] = (time.monotonic_ns() - begun) / 1e6
                 answer["stops"] = stops(watcher)
-                if order == "off":
-                    watcher.stop()
-                    watcher.run()
-                    watcher = None
-                else:
-                    runner = threading.Thread(target=watcher.run)
-                    runner.start()
         except PrismError as error:
             answer["error"] = str(error)
             watcher = None
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        answer["cpu_s"] = usage.ru_utime + usage.ru_stime
-        answer["rss_kb"] = usage.ru_maxrss
-        answer["time_ns"] = time.monotonic_ns()
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
-        if order == "end":
-            os._exit(0)
+        if watcher is not None and order == "off":
+            watcher.stop()
+            watcher.run()
+            watcher = None
+        _tell(answer)
+        if watcher is not None:
+            orders.watcher = watcher
+            before = {"health": _watch(watcher)}
+            orders.watcher = None
+    _tell({"order": "end", **before})
 
 
-def health(watcher: Watcher) -> dict[str, Any]:
-    """What the probes say of themselves, by pid, and the watch's own counts."""
-    found: dict[str, Any] = {"steps": sum(watch.counts.steps for watch in watcher.watches)}
-    for watch in watcher.watches:
-        source = watch.attachment.source
+def _watch(watcher: Watcher) -> dict[str, Any]:
+    """In the main thread, as the command does: with its priority and its signals."""
+    sources = [watch.attachment.source for watch in watcher.watches]
+    watcher.run()
+    found: dict[str, Any] = {"steps": watcher.summary.steps, "lost": watcher.summary.lost}
+    for source in sources:
         if isinstance(source, PythonSource):
-            found["probes"] = {str(pid): values for pid, values in source.health().items()}
             found["self_ns"] = list(source.totals.probe_self_ns)
             found["critical_ns"] = list(source.totals.probe_critical_ns)
             found["worker_self_ns"] = list(source.totals.worker_self_ns)
     return found
+
+
+def _tell(answer: dict[str, Any]) -> None:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    answer["cpu_s"] = usage.ru_utime + usage.ru_stime
+    answer["rss_kb"] = usage.ru_maxrss
+    answer["time_ns"] = time.monotonic_ns()
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
 
 
 def stops(watcher: Watcher) -> list[dict[str, Any]]:

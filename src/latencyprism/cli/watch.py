@@ -39,6 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--webhook", metavar="URL", help="post alerts to URL (Alertmanager webhook, version 4)"
     )
+    parser.add_argument(
+        "--no-realtime",
+        action="store_true",
+        help="ordinary priority; alerts may be late",
+    )
     parser.add_argument("--no-deep", action="store_true", help="no deeper probes after an alert")
     parser.add_argument("--json", action="store_true", help="JSON lines alone; standard error is for errors")
     parser.add_argument(
@@ -57,7 +62,12 @@ def run(args: argparse.Namespace) -> int:
             print(text, file=sys.stderr, flush=True)
 
     options = WatchOptions(
-        pid=args.pid, duration_s=args.duration, captures=captures, steps=steps, deep=not args.no_deep
+        pid=args.pid,
+        duration_s=args.duration,
+        captures=captures,
+        steps=steps,
+        deep=not args.no_deep,
+        realtime=not args.no_realtime,
     )
     watcher = Watcher(options, out, webhook=webhook, say=say)
     try:

@@ -40,6 +40,7 @@ class Detector:
         self._recent: deque[float] = deque(maxlen=MEMORABLE)
         self._calm = 0
         self._stalled = False
+        self._page_held_ms = 0.0
         self._gap = 0.0
         self._faster = 0
         self._faster_sum = 0.0
@@ -101,6 +102,7 @@ class Detector:
         if stall:
             limit = noise.far_tail.limit(page.stall_rarity)
             stall_page = over > (page.stall_floor if page.stall_floor > limit else limit)
+            stall_page = stall_page and found.ms * (exp(stretch) - 1.0) >= settings.page_stall_ms
         far, wander, variance = noise.far, noise.wander, noise.long_run_variance()
         fast = slow = residual - allowance - self._lower_level(work, residual)
         if stall and not self._stalled:
@@ -114,6 +116,11 @@ class Detector:
         self._stalled = stall
         shift = self._evidence.feed(fast, slow, clip, wander, variance, settings.cap, number)
         shift_page = self._page.feed(fast, slow, clip, wander, variance, settings.cap, number)
+        self._page_held_ms = self._page_held_ms + observed if shift_page else 0.0
+        if shift_page and self._page_held_ms < settings.page_dwell_ms:
+            # A page is evidence too, and is told as such until it has lasted.
+            shift, shift_page = True, False
+            self._evidence.onset = self._page.onset
         if not (shift or stall or shift_page):
             self._settle()
             return None

@@ -38,6 +38,11 @@ class Settings:
     """Sums stop at this multiple of their limit, so that an alarm ends soon after its cause."""
     quarantine: int = 100
     """Steps that an observation of a known kind waits before it is learned."""
+    page_dwell_ms: float = 300.0
+    """Stream time for which the page test must hold before a shift pages: nobody is called for a wobble
+    that is over before it could be looked at. Evidence tells of it at once."""
+    page_stall_ms: float = 25.0
+    """A lone slow step pages only if it was late by this much."""
     warm_steps: int = 200
     """Steps before a page can be raised."""
     calm_steps: int = 20

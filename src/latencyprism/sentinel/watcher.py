@@ -20,6 +20,7 @@ from latencyprism.recorder.trigger import Decision, WhenToCapture
 from latencyprism.records import Alert
 from latencyprism.records.alert import LEVELS
 from latencyprism.sentinel.incident_capture import IncidentCapture
+from latencyprism.sentinel.priority import OnTime
 from latencyprism.sentinel.replica_watch import ReplicaWatch
 from latencyprism.sentinel.sinks import JsonLines, Webhook
 from latencyprism.sentinel.steplog import StepLog
@@ -46,6 +47,7 @@ class WatchOptions:
     capture_levels: tuple[str, ...] = LEVELS
     deep: bool = True
     reattach: bool = True
+    realtime: bool = True
 
 
 @dataclass
@@ -122,7 +124,8 @@ class Watcher:
         watched = [pid for watch in self.watches for pid in watch.replica.pids]
         self._neighbours = Neighbours(exclude=[os.getpid(), *watched])
         try:
-            self._loop()
+            with OnTime(self.options.realtime):
+                self._loop()
         except BrokenPipeError:
             self._say("the reader of our output went away")
         finally:
