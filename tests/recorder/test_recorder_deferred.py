@@ -76,7 +76,7 @@ def test_polling_alone_brings_it_to_its_end(tmp_path: Path) -> None:
         time.sleep(0.05)
     job.close()
     assert job.result is not None and job.result["path"], job.result
-    assert longest < 0.06, "a watcher is never held up for long"
+    assert longest < 0.25, "a watcher is never held up for long"
 
 
 @pytest.mark.parametrize(
