@@ -51,7 +51,7 @@ def test_a_job_writes_the_capture_with_its_verdict_and_leaves_nothing_else(
     tmp_path: Path, finishers: None
 ) -> None:
     out = tmp_path / "a.pftrace"
-    job = CaptureJob(out, undiagnosed(), finish="finishers_for_test:diagnose")
+    job = CaptureJob(out, undiagnosed, finish="finishers_for_test:diagnose")
     assert job.wait(30) is not None and job.result is not None
     assert job.result["path"] == str(out) and job.result["steps"] == 60
     assert job.result["bytes"] == out.stat().st_size
@@ -64,7 +64,7 @@ def test_a_job_writes_the_capture_with_its_verdict_and_leaves_nothing_else(
 
 
 def test_polling_alone_brings_it_to_its_end(tmp_path: Path) -> None:
-    job = CaptureJob(tmp_path / "a.pftrace", undiagnosed(2500))
+    job = CaptureJob(tmp_path / "a.pftrace", lambda: undiagnosed(2500))
     until = time.monotonic() + 60
     longest = 0.0
     while time.monotonic() < until:
@@ -85,19 +85,16 @@ def test_polling_alone_brings_it_to_its_end(tmp_path: Path) -> None:
 def test_a_diagnosis_that_fails_does_not_cost_the_capture(
     tmp_path: Path, finishers: None, function: str, why: str
 ) -> None:
-    job = CaptureJob(
-        tmp_path / "a.pftrace", undiagnosed(), f"finishers_for_test:{function}", finish_seconds=1
-    )
+    job = CaptureJob(tmp_path / "a.pftrace", undiagnosed, f"finishers_for_test:{function}", finish_seconds=1)
     result = job.wait(30)
     assert result is not None and why in result["finish_error"]
     assert read_capture(tmp_path / "a.pftrace") == undiagnosed()
 
 
 def test_a_job_closed_half_way_leaves_no_file_and_no_process(tmp_path: Path, finishers: None) -> None:
-    waiting = CaptureJob(tmp_path / "a.pftrace", undiagnosed())
+    waiting = CaptureJob(tmp_path / "a.pftrace", undiagnosed)
     waiting.close()
-    job = CaptureJob(tmp_path / "b.pftrace", undiagnosed(), "finishers_for_test:sleep")
-    assert job.advance()
+    job = CaptureJob(tmp_path / "b.pftrace", undiagnosed, "finishers_for_test:sleep")
     pid = job.pid
     assert pid is not None
     job.close()
@@ -108,8 +105,7 @@ def test_a_job_closed_half_way_leaves_no_file_and_no_process(tmp_path: Path, fin
 
 
 def test_a_killed_writer_is_told_of_and_cleaned_up(tmp_path: Path, finishers: None) -> None:
-    job = CaptureJob(tmp_path / "a.pftrace", undiagnosed(), "finishers_for_test:sleep")
-    job.advance()
+    job = CaptureJob(tmp_path / "a.pftrace", undiagnosed, "finishers_for_test:sleep")
     assert job.pid is not None
     os.kill(job.pid, signal.SIGKILL)
     result = job.wait(10)
@@ -118,10 +114,10 @@ def test_a_killed_writer_is_told_of_and_cleaned_up(tmp_path: Path, finishers: No
 
 
 def test_a_disk_that_refuses_is_a_result_not_an_exception(tmp_path: Path) -> None:
-    job = CaptureJob(tmp_path / "none" / "a.pftrace", undiagnosed())
+    job = CaptureJob(tmp_path / "none" / "a.pftrace", undiagnosed)
     assert job.poll() is not None and "No such file" in job.poll()["error"]  # type: ignore[index]
     job.close()
-    missing = CaptureJob(tmp_path / "a.pftrace", undiagnosed(), "no.such.module:diagnose").wait(30)
+    missing = CaptureJob(tmp_path / "a.pftrace", undiagnosed, "no.such.module:diagnose").wait(30)
     assert missing is not None and "no.such.module" in missing["error"]
 
 

@@ -22,6 +22,8 @@ from latencyprism.errors import TargetRefused
 from latencyprism.records import ring
 
 LEASE_S = 3.0
+FIRST_LEASE_S = 15.0
+"""Until the watch has begun: beside engines that spin, attaching to the other processes can take seconds."""
 RING_SLOTS = 2048  # 768 kB: 20 s of 100 steps/s
 
 
@@ -87,7 +89,7 @@ class ProbeSession:
                 os.chown(path, uid, gid, follow_symlinks=False)
         self._wake_fd = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
         self.ring = ring.RingReader(str(ring_path))
-        self.renew()
+        self.renew(FIRST_LEASE_S)
 
     def _inject(self, base: Path, inside: str, timeout_s: float) -> InjectReport:
         report = self._injector.run(
@@ -102,9 +104,9 @@ class ProbeSession:
             raise TargetRefused(f"cannot watch process {self.pid}", why, remedy)
         return report
 
-    def renew(self) -> None:
-        """Keep the probe alive for another ``LEASE_S``."""
-        self.ring.set_header(ring.H_LEASE_NS, time.monotonic_ns() + int(LEASE_S * 1e9))
+    def renew(self, seconds: float = LEASE_S) -> None:
+        """Keep the probe alive for another ``seconds``."""
+        self.ring.set_header(ring.H_LEASE_NS, time.monotonic_ns() + int(seconds * 1e9))
 
     def fileno(self) -> int:
         return self._wake_fd
@@ -127,6 +129,10 @@ class ProbeSession:
     @property
     def live(self) -> bool:
         return self.ring.header(ring.H_STATE) == ring.STATE_LIVE
+
+    @property
+    def expired(self) -> bool:
+        return self.ring.header(ring.H_STATE) == ring.STATE_EXPIRED
 
     def arm_deep(self, seconds: float) -> None:
         """Ask for spans of the plan's deep functions; they disarm themselves."""

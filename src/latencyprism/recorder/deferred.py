@@ -1,148 +1,109 @@
-"""Writing a capture without holding up the watcher: packed rows now, everything else in a process apart."""
+"""Writing a capture away from the watcher: a forked copy packs, then becomes the writing process.
+
+The watcher runs at real-time priority beside engines that need every core: whatever takes more than a
+millisecond belongs elsewhere. The copy has ordinary priority and lowers itself further (``recorder.write``).
+"""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import selectors
-import subprocess
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NoReturn
 
+from latencyprism.errors import PrismError
 from latencyprism.recorder.atomic import temporary_prefix
-from latencyprism.recorder.capture import Capture, raw_chunks
+from latencyprism.recorder.capture import Capture, write_raw
 from latencyprism.recorder.idle import come_forward
 
-_MAX_SAID_BYTES = 4 << 20
-_POLL_BUDGET_MS = 10.0
+_MAX_SAID_BYTES = 1 << 20
 
 
 class CaptureJob:
     """One capture on its way to ``out``.
 
     Call ``poll`` now and again until it returns what became of it. Nothing here raises: a disk that refuses
-    is a result with ``error``. The capture's lists must not change meanwhile. ``close`` ends it safely at
-    any time: nothing half-written is left under the final name, no process and no temporary file stay.
+    is a result with ``error``. ``close`` ends it safely at any time: nothing half-written is left under the
+    final name, no process and no temporary file stay.
     """
 
     def __init__(
         self,
         out: str | os.PathLike[str],
-        capture: Capture,
+        make: Callable[[], Capture],
         finish: str | None = None,
         finish_seconds: float = 60.0,
     ) -> None:
-        """``finish``: ``module:function`` run in the writing process, which takes the Capture
+        """``make`` is called in the copy and sees the records as they are now, whatever becomes of them here.
+        ``finish``: ``module:function`` run in the writing process, which takes the Capture
         and returns it, for instance with a verdict."""
         self.out = Path(out)
         self.result: dict[str, Any] | None = None
         """What the writing process said: path, bytes, steps, seconds, verdict, or ``error``."""
-        self._finish = ["--finish", finish, "--finish-seconds", str(finish_seconds)] if finish else []
-        self._chunks: Iterator[bytes] = raw_chunks(capture)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._raw: Path | None = None
-        self._file: BinaryIO | None = None
-        self._said = b""
         self.verdict: dict[str, Any] | None = None
         """The verdict of ``finish`` as soon as ``poll`` has heard it, which is before the file is whole."""
-        # Beside the capture: the raw file can be large, and /tmp is often memory.
+        self._said = b""
+        self._read_fd = -1
+        self._raw = self.out
+        self._pid: int | None = None
+        finish_arguments = ["--finish", finish, "--finish-seconds", str(finish_seconds)] if finish else []
         try:
+            # Beside the capture: the raw file can be large, and /tmp is often memory.
             descriptor, raw = tempfile.mkstemp(
                 prefix=f".{self.out.name[:100]}.", suffix=".raw", dir=self.out.parent
             )
+            os.close(descriptor)
+            self._raw = Path(raw)
+            self._fork(make, finish_arguments)
         except (OSError, ValueError) as error:
-            self._fail(error)
-            return
-        self._raw = Path(raw)
-        self._file = open(descriptor, "wb")  # noqa: SIM115 - closed when the rows are out
+            self.result = _refused(self.out, error)
+            self._drop_raw()
 
-    def advance(self, budget_ms: float | None = None) -> bool:
-        """Put out rows for about ``budget_ms`` (a piece takes 1-4 ms; None: all); True once that is done:
-        the writing process runs, or the disk refused."""
-        if self._file is None:
-            return True
-        until = None if budget_ms is None else time.monotonic() + budget_ms / 1e3
-        try:
-            for chunk in self._chunks:
-                self._file.write(chunk)
-                if until is not None and time.monotonic() >= until:
-                    return False
-            self._file.close()
-            self._file = None
-            self._start()
-        except OSError as error:
-            self._fail(error)
-        return True
-
-    def _fail(self, error: OSError | ValueError) -> None:
-        why = getattr(error, "strerror", None) or str(error)
-        self.result = {
-            "event": "capture",
-            "path": None,
-            "error": f"cannot write the capture to {self.out}: {why}",
-        }
-        self._drop_rows()
-
-    def _drop_rows(self) -> None:
-        self._chunks = iter(())
-        if self._file is not None:
-            with contextlib.suppress(OSError):
-                self._file.close()
-            self._file = None
-        if self._raw is not None:
-            with contextlib.suppress(OSError):
-                self._raw.unlink(missing_ok=True)
-
-    def _start(self) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "latencyprism.recorder.write",
-            str(self._raw),
-            str(self.out),
-            *self._finish,
-        ]
-        # A session of its own: Ctrl-C at the watcher is the watcher's to act on.
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        assert self._process.stdout is not None
-        os.set_blocking(self._process.stdout.fileno(), False)
+    def _fork(self, make: Callable[[], Capture], finish: list[str]) -> None:
+        self._read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._read_fd, False)
+        with warnings.catch_warnings():
+            # Python 3.12 warns of forks beside threads; the copy takes no lock of theirs.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if pid == 0:
+            _become_writer(make, str(self._raw), str(self.out), finish, write_fd)
+        os.close(write_fd)
+        self._pid = pid
 
     @property
     def pid(self) -> int | None:
         """The writing process while it runs."""
-        return self._process.pid if self._process is not None and self._process.returncode is None else None
+        return self._pid
 
     def fileno(self) -> int | None:
-        """Becomes readable when ``poll`` has something to say; None before the process runs."""
-        if self._process is None or self._process.stdout is None or self.result is not None:
-            return None
-        return self._process.stdout.fileno()
+        """Becomes readable when ``poll`` has something to say; None once it is over."""
+        return self._read_fd if self.result is None and self._read_fd >= 0 else None
 
     def poll(self) -> dict[str, Any] | None:
-        """What became of the capture, or None while it is on its way. The first few calls take 10 ms."""
-        if self.result is not None or not self.advance(_POLL_BUDGET_MS) or self._process is None:
+        """What became of the capture, or None while it is on its way. Takes microseconds."""
+        if self.result is not None or self._pid is None:
             return self.result
-        assert self._process.stdout is not None
-        code = self._process.poll()
-        piece = self._process.stdout.read(_MAX_SAID_BYTES)
-        if piece:
-            self._said = (self._said + piece)[:_MAX_SAID_BYTES]
-            self._hear_verdict()
-        if code is not None:
-            self._process.stdout.close()
-            self.result = self._told(code)
-            self._remove_leftovers(self._process.pid)
+        ended, status = os.waitpid(self._pid, os.WNOHANG)
+        with contextlib.suppress(BlockingIOError):
+            while len(self._said) < _MAX_SAID_BYTES and (piece := os.read(self._read_fd, 65536)):
+                self._said += piece
+        self._hear_verdict()
+        if ended:
+            pid, self._pid = self._pid, None
+            os.close(self._read_fd)
+            self._read_fd = -1
+            self.result = self._told(os.waitstatus_to_exitcode(status))
+            self._remove_leftovers(pid)
         return self.result
 
     def _hear_verdict(self) -> None:
@@ -164,7 +125,6 @@ class CaptureJob:
 
     def wait(self, seconds: float) -> dict[str, Any] | None:
         """``poll`` for up to ``seconds``, at ordinary priority: for a watcher that is about to leave."""
-        self.advance()
         until = time.monotonic() + seconds
         while self.poll() is None and time.monotonic() < until:
             # Again and again, because it lowers itself when it comes to writing.
@@ -175,29 +135,64 @@ class CaptureJob:
                 if number is not None:
                     selector.register(number, selectors.EVENT_READ)
                 selector.select(min(0.05, seconds))
-            if self._said and self._process is not None:
+            if self._said:
                 # A pipe that was closed stays readable: what is left of the process is its exit.
                 time.sleep(0.005)
         return self.result
 
     def close(self) -> None:
         """End the writing process if it still runs, and remove what is not a whole capture."""
-        process = self._process
-        if process is None:
-            self._drop_rows()
-            return
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(0.5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self.poll()
+        if self.poll() is None and self._pid is not None:
+            os.kill(self._pid, signal.SIGTERM)
+            until = time.monotonic() + 0.5
+            while self.poll() is None and time.monotonic() < until:
+                time.sleep(0.01)
+            if self._pid is not None:
+                os.kill(self._pid, signal.SIGKILL)
+            while self.poll() is None:
+                time.sleep(0.005)
+
+    def _drop_raw(self) -> None:
+        if self._raw != self.out:
+            with contextlib.suppress(OSError):
+                self._raw.unlink(missing_ok=True)
 
     def _remove_leftovers(self, pid: int) -> None:
-        self._drop_rows()
+        self._drop_raw()
         ours = temporary_prefix(self.out, pid)
-        for part in self.out.parent.iterdir():
-            if part.name.startswith(ours):
-                part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            for part in self.out.parent.iterdir():
+                if part.name.startswith(ours):
+                    part.unlink(missing_ok=True)
+
+
+def _refused(out: Path, error: BaseException) -> dict[str, Any]:
+    why = getattr(error, "strerror", None) or str(error)
+    return {"event": "capture", "path": None, "error": f"cannot write the capture to {out}: {why}"}
+
+
+def _become_writer(
+    make: Callable[[], Capture], raw: str, out: str, finish: list[str], said_fd: int
+) -> NoReturn:
+    """In the copy: let go of everything of the watcher's, pack, and replace the program."""
+    try:
+        gc.disable()
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGXCPU):
+            signal.signal(number, signal.SIG_DFL)
+        # A session of its own: Ctrl-C at the watcher is the watcher's to act on.
+        os.setsid()
+        os.dup2(said_fd, 1)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nothing, 0)
+        os.dup2(nothing, 2)
+        # Probes and locks of the watcher must end with the watcher, not with its copy.
+        os.closerange(3, 1 << 16)
+        try:
+            write_raw(raw, make())
+        except (OSError, PrismError) as error:
+            os.write(1, json.dumps(_refused(Path(out), error)).encode() + b"\n")
+            os._exit(1)
+        os.execv(sys.executable, [sys.executable, "-m", "latencyprism.recorder.write", raw, out, *finish])
+    finally:
+        os._exit(70)

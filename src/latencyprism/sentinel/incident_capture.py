@@ -44,7 +44,7 @@ class IncidentCapture:
         self._missing: list[str] = []
         self._job: CaptureJob | None = None
         self._sched: SchedProbe | None = None
-        self._waits: list[Span] = []
+        self._switches: list[Switches] = []
         self._drain_at_ns = 0
         if deep:
             self._arm(after_s)
@@ -83,7 +83,7 @@ class IncidentCapture:
             return
         if self._sched is not None and now_ns >= self._drain_at_ns:
             self._drain_at_ns = now_ns + DRAIN_PERIOD_NS
-            self._keep(self._sched.read())
+            self._switches.append(self._sched.read())
         if now_ns >= self.until_ns:
             self._write()
 
@@ -102,26 +102,25 @@ class IncidentCapture:
     def _write(self) -> None:
         watch = self.watch
         if self._sched is not None:
-            self._keep(self._sched.pause())
+            self._switches.append(self._sched.pause())
             if self._sched.lost:
                 self._missing.append(f"{self._sched.lost} scheduler events were lost")
             watch.sched, self._sched = self._sched, None
+        self._job = CaptureJob(self.path, self._make, finish=FINISH)
+
+    def _make(self) -> Capture:
+        """Runs in the forked copy: nothing of it holds up the watch."""
+        watch = self.watch
         seen = watch.recorder.window(self.begun_ns - int(BEFORE_S * 1e9), self.until_ns)
         expected = dict(watch.expected)
-        capture = Capture(
+        return Capture(
             meta=self._describe(),
             steps=seen.steps,
-            spans=[*seen.spans, *self._waits],
+            spans=[*seen.spans, *(span for switches in self._switches for span in lasting_waits(switches))],
             counters=seen.counters,
             alerts=list(self.alerts),
             expected_ms=[expected.get(step.step) for step in seen.steps],
         )
-        self._job = CaptureJob(self.path, capture, finish=FINISH)
-
-    def _keep(self, switches: Switches) -> None:
-        """Waits long enough to be seen beside a step: a spinning engine yields all the time."""
-        lasting = switches["in_ns"].astype(np.int64) - switches["out_ns"].astype(np.int64) >= LEAST_WAIT_NS
-        self._waits += to_spans(switches[lasting])
 
     def _describe(self) -> dict[str, Any]:
         watch = self.watch
@@ -144,3 +143,9 @@ class IncidentCapture:
             "not_available": [*watch.host.not_available, *self._missing],
             **self._meta,
         }
+
+
+def lasting_waits(switches: Switches) -> list[Span]:
+    """Waits long enough to be seen beside a step: a spinning engine yields all the time."""
+    lasting = switches["in_ns"].astype(np.int64) - switches["out_ns"].astype(np.int64) >= LEAST_WAIT_NS
+    return to_spans(switches[lasting])

@@ -15,6 +15,7 @@ from types import FrameType, TracebackType
 
 PRIORITY = 1
 BRAKE_US = 150_000
+MOST_BRAKES = 5
 
 
 class OnTime:
@@ -22,7 +23,8 @@ class OnTime:
 
     def __init__(self, wanted: bool = True) -> None:
         self.active = False
-        self.braked = False
+        self.braked = 0
+        """How often the brake was needed."""
         self._wanted = wanted
         self._limit: tuple[int, int] | None = None
         self._handler: object = None
@@ -43,8 +45,14 @@ class OnTime:
         return self
 
     def _brake(self, _number: int, _frame: FrameType | None) -> None:
-        self.braked = True
+        self.braked += 1
         self._ordinary()
+
+    def again(self) -> None:
+        """Back to real time after the brake, a few times; who needs it all the time stays ordinary."""
+        if not self.active and 0 < self.braked <= MOST_BRAKES:
+            os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(PRIORITY))
+            self.active = True
 
     def _ordinary(self) -> None:
         if self.active:

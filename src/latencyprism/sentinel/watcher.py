@@ -8,6 +8,7 @@ import select
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,8 @@ class WatchSummary:
     evidence: int = 0
     page: int = 0
     lost: int = 0
+    braked: int = 0
+    """How often the watch ran for too long at real-time priority and was made ordinary."""
     captures: list[str] = field(default_factory=list)
 
 
@@ -124,8 +127,11 @@ class Watcher:
         watched = [pid for watch in self.watches for pid in watch.replica.pids]
         self._neighbours = Neighbours(exclude=[os.getpid(), *watched])
         try:
-            with OnTime(self.options.realtime):
-                self._loop()
+            with OnTime(self.options.realtime) as on_time:
+                try:
+                    self._loop(on_time, signals)
+                finally:
+                    self.summary.braked = on_time.braked
         except BrokenPipeError:
             self._say("the reader of our output went away")
         finally:
@@ -134,13 +140,14 @@ class Watcher:
             gc.unfreeze()
         return self.summary
 
-    def _loop(self) -> None:
+    def _loop(self, on_time: OnTime, signals: _SignalPipe) -> None:
         begun = time.monotonic()
         end = None if self.options.duration_s is None else begun + self.options.duration_s
         host_at = lease_at = search_at = neighbours_at = begun
         while not self._stop:
             settled = [watch.settle() for watch in self.watches]  # every one must be asked
             self._epoll.poll(MAX_SLEEP_S if all(settled) else 0)
+            signals.drain()
             self._poll_all()
             if self._captures:
                 self._advance_captures()
@@ -153,6 +160,7 @@ class Watcher:
                 self._look_around(time.monotonic_ns())
             if now >= lease_at:
                 lease_at = now + LEASE_PERIOD_S
+                on_time.again()
                 self._keep_alive()
             if self._gone and now >= search_at:
                 search_at = now + SEARCH_PERIOD_S
@@ -264,8 +272,21 @@ class Watcher:
                 renew()
             if not watch.attachment.alive():
                 self._lost(watch, "the engine ended")
-            elif getattr(source, "detached", lambda: False)():
+                continue
+            why = getattr(source, "detached", lambda: None)()
+            if why == "expired":
+                self._attach_again(watch)
+            elif why is not None:
                 self._lost(watch, "somebody else detached us", look_again=False)
+
+    def _attach_again(self, watch: ReplicaWatch) -> None:
+        """The watch was held up for longer than the lease: the probe did what it must; begin anew."""
+        self._lost(watch, "the watch was held up for longer than its lease", look_again=False)
+        try:
+            self._attach(watch.replica, again=True)
+        except TargetRefused as problem:
+            self._say(str(problem))
+            self._gone.append(watch.replica)
 
     def _lost(self, watch: ReplicaWatch, why: str, *, look_again: bool = True) -> None:
         self._say(f"{watch.replica.engine} {watch.replica.engine_pid}: {why}")
@@ -365,7 +386,7 @@ class Watcher:
         summary = self.summary
         return {
             "steps": summary.steps, "evidence": summary.evidence, "page": summary.page,
-            "lost": summary.lost, "captures": summary.captures,
+            "lost": summary.lost, "captures": summary.captures, "braked": summary.braked,
         }  # fmt: skip
 
 
@@ -387,6 +408,11 @@ class _SignalPipe:
         except ValueError:  # not the main thread: whoever runs us calls stop()
             self.installed = False
         epoll.register(self._read, select.EPOLLIN)
+
+    def drain(self) -> None:
+        """A signal that does not end the watch must not keep it awake."""
+        with suppress(BlockingIOError):
+            os.read(self._read, 64)
 
     def close(self) -> None:
         if self.installed:

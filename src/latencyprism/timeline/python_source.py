@@ -126,9 +126,12 @@ class PythonSource:
         for session in self._sessions.values():
             session.arm_deep(seconds)
 
-    def detached(self) -> bool:
-        """True if a probe was removed by somebody else, or its process is gone."""
-        return not all(session.live for session in self._sessions.values())
+    def detached(self) -> str | None:
+        """Why a probe is no longer there: "detached" by somebody else, "expired" because its lease was not
+        renewed in time; None while all are live."""
+        if all(session.live for session in self._sessions.values()):
+            return None
+        return "expired" if any(session.expired for session in self._sessions.values()) else "detached"
 
     def health(self) -> dict[int, dict[str, object]]:
         return {pid: session.health() for pid, session in self._sessions.items()}
