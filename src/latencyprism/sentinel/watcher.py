@@ -330,6 +330,7 @@ class Watcher:
         if fd is not None:
             self._epoll.register(fd, select.EPOLLIN)
             self._registered[fd] = watch
+        getattr(watch.attachment.source, "renew", lambda: None)()  # from here on the ordinary lease holds
         warning = watch.attachment.warning
         self._out.event(
             "reattached" if again else "attached",
