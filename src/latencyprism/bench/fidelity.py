@@ -50,8 +50,8 @@ def compare(server: serve.Server, profile: Profile, say: Callable[[str], None]) 
     def read() -> None:
         while not stop.is_set():
             steps.extend(source.poll().steps)
-            getattr(source, "renew", lambda: None)()
-            getattr(source, "settle", lambda: True)()
+            source.renew()
+            source.settle()
             time.sleep(0.02)
         steps.extend(source.poll().steps)
 

@@ -7,9 +7,9 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from latencyprism.attach.maps import open_mapped, read_maps
+from latencyprism.attach.permissions import Condition
 from latencyprism.bpf import kernel
 from latencyprism.bpf.btf import tracepoint_types
 from latencyprism.bpf.native import NativeProbe, Point
@@ -20,15 +20,6 @@ from latencyprism.errors import PrismError
 # do: the kernel emulates a push, but has to single-step most other instructions at ten times the cost.
 _PROBED = "wctob"
 _CALLS, _ROUNDS = 2000, 5
-
-
-class Condition(NamedTuple):
-    """``detail`` says what was found; ``remedy`` what to do when not ``ok``."""
-
-    name: str
-    ok: bool
-    detail: str
-    remedy: str
 
 
 def conditions() -> list[Condition]:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from typing import Any
 
+from latencyprism.attach.permissions import Condition
 from latencyprism.attach.permissions import conditions as attach_conditions
 from latencyprism.bpf.features import conditions as bpf_conditions
 from latencyprism.cli.options import add_pid
@@ -61,13 +63,8 @@ def _describe(replica: Replica) -> dict[str, Any]:
     }
 
 
-def _condition(condition: Any) -> dict[str, Any]:
-    name, ok, detail, remedy = (
-        condition
-        if isinstance(condition, tuple)
-        else (condition.name, condition.ok, condition.detail, condition.remedy)
-    )
-    return {"name": name, "ok": bool(ok), "detail": detail, "remedy": remedy}
+def _condition(condition: Condition) -> dict[str, Any]:
+    return asdict(condition)
 
 
 def _print(report: dict[str, Any]) -> None:

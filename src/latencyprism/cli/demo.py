@@ -59,20 +59,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _engine(screen: Screen) -> EngineName:
     """llama.cpp where kernel probes are allowed, else an engine in Python, which needs only ptrace."""
-    missing = [c for c in map(_fields, bpf_conditions()) if not c[1]]
+    missing = [condition for condition in bpf_conditions() if not condition.ok]
     if not missing:
         return "llama.cpp"
-    for name, _, detail, remedy in missing:
-        screen.say(f"not available: {name}: {detail}. {remedy}")
+    for condition in missing:
+        screen.say(f"not available: {condition.name}: {condition.detail}. {condition.remedy}")
     screen.say("llama.cpp cannot be watched without kernel probes; Transformers is watched instead")
     return "transformers"
-
-
-def _fields(condition: Any) -> tuple[str, bool, str, str]:
-    if isinstance(condition, tuple):
-        name, ok, detail, remedy = condition
-        return str(name), bool(ok), str(detail), str(remedy)
-    return condition.name, condition.ok, condition.detail, condition.remedy
 
 
 def _report(done: Play, folder: Path) -> Path:

@@ -76,9 +76,7 @@ def _record(watch: ReplicaWatch, path: Path, seconds: float, *, deep: bool) -> d
         if now >= next_slow:
             next_slow = now + 0.2
             watch.sample_host(time.monotonic_ns())
-            renew = getattr(watch.attachment.source, "renew", None)
-            if renew is not None:
-                renew()
+            watch.attachment.source.renew()
             capture.step(time.monotonic_ns())
     capture.abandon()
     return capture.result or {}

@@ -59,11 +59,10 @@ def write_capture(path: str | os.PathLike[str], capture: Capture) -> int:
 
 def write_raw(path: str | os.PathLike[str], capture: Capture) -> int:
     """The tables alone, unpacked and not synced: quick. ``read_capture`` reads it; Perfetto does not."""
-    return replace_file(path, raw_chunks(capture), "the capture", sync=False)
+    return replace_file(path, _raw(capture), "the capture", sync=False)
 
 
-def raw_chunks(capture: Capture) -> Iterator[bytes]:
-    """What ``write_raw`` writes, in pieces that take a millisecond or two each to make."""
+def _raw(capture: Capture) -> Iterator[bytes]:
     for block in _blocks(capture):
         yield write_block(block, compress=False)
     yield write_block(Block("end", {}))

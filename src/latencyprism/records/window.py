@@ -36,4 +36,16 @@ class StepSource(Protocol):
 
     def poll(self) -> Window: ...
 
+    def settle(self) -> bool:
+        """Before sleeping on ``fileno``: True if it is safe to sleep, False if there is more to poll."""
+
+    def renew(self) -> None:
+        """Keep a probe that lives on a lease alive; call it twice a second."""
+
+    def arm_deep(self, seconds: float) -> None:
+        """Ask for deeper spans, where the source has any, for so long."""
+
+    def detached(self) -> str | None:
+        """Why the probe is no longer there ("expired", "detached"); None while it is."""
+
     def close(self) -> None: ...

@@ -51,10 +51,7 @@ class IncidentCapture:
         self.armed_ns = time.monotonic_ns()
 
     def _arm(self, seconds: float) -> None:
-        source = self.watch.attachment.source
-        arm = getattr(source, "arm_deep", None)
-        if arm is not None:
-            arm(seconds)
+        self.watch.attachment.source.arm_deep(seconds)
         probe = self.watch.sched
         if probe is None:
             self._missing.append(self.watch.sched_missing or "scheduler events: another capture has them")

@@ -82,8 +82,7 @@ class ReplicaWatch:
 
     def settle(self) -> bool:
         """True if nothing is waiting to be polled and the source will wake us."""
-        settle = getattr(self.attachment.source, "settle", None)
-        return True if settle is None else bool(settle())
+        return self.attachment.source.settle()
 
     # -- judging ---------------------------------------------------------------------------------
 

@@ -267,13 +267,11 @@ class Watcher:
     def _keep_alive(self) -> None:
         for watch in list(self.watches):
             source = watch.attachment.source
-            renew = getattr(source, "renew", None)
-            if renew is not None:
-                renew()
+            source.renew()
             if not watch.attachment.alive():
                 self._lost(watch, "the engine ended")
                 continue
-            why = getattr(source, "detached", lambda: None)()
+            why = source.detached()
             if why == "expired":
                 self._attach_again(watch)
             elif why is not None:
@@ -330,7 +328,7 @@ class Watcher:
         if fd is not None:
             self._epoll.register(fd, select.EPOLLIN)
             self._registered[fd] = watch
-        getattr(watch.attachment.source, "renew", lambda: None)()  # from here on the ordinary lease holds
+        watch.attachment.source.renew()  # from here on the ordinary lease holds
         warning = watch.attachment.warning
         self._out.event(
             "reattached" if again else "attached",

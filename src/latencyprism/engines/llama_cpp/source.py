@@ -174,6 +174,20 @@ class LlamaSource:
             self._assembler.add(_event(self._roles[hit.point], hit), window)
         return window
 
+    def settle(self) -> bool:
+        """The kernel keeps ``fileno`` readable while there is something to poll."""
+        return True
+
+    def renew(self) -> None:
+        """Kernel probes need no lease: they end with this process."""
+
+    def arm_deep(self, seconds: float) -> None:
+        """There are no deeper spans: every micro-batch is one already."""
+
+    def detached(self) -> str | None:
+        """Nobody else can take kernel probes of ours out."""
+        return None
+
     def close(self) -> None:
         """Take the probes out; safe to repeat."""
         self._probe.close()
