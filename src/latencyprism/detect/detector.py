@@ -8,6 +8,7 @@ from math import exp, log
 from latencyprism.baseline import Expectation, StepTime, Work, work_of
 from latencyprism.detect.cusum import ShiftTest
 from latencyprism.detect.firing import Firing
+from latencyprism.detect.lost_time import LostTime
 from latencyprism.detect.noise import Noise
 from latencyprism.detect.settings import Settings
 from latencyprism.detect.tail import WILD
@@ -41,6 +42,7 @@ class Detector:
         self._calm = 0
         self._stalled = False
         self._page_held_ms = 0.0
+        self._lost_time = LostTime()
         self._gap = 0.0
         self._faster = 0
         self._faster_sum = 0.0
@@ -121,14 +123,19 @@ class Detector:
             # A page is evidence too, and is told as such until it has lasted.
             shift, shift_page = True, False
             self._evidence.onset = self._page.onset
-        if not (shift or stall or shift_page):
+        lost = self._lost_time.feed(observed, found.ms * exp(allowance), number)
+        if not (shift or stall or shift_page or lost):
             self._settle()
             return None
         if self.steps < settings.warm_steps:
-            stall_page = shift_page = False
-        paged = stall_page or shift_page
+            stall_page = shift_page = lost = False
+        if not (shift or stall or shift_page or lost):
+            return None
+        paged = stall_page or shift_page or lost
         if shift_page:
             kind, onset = "shift", self._page.onset
+        elif lost:
+            kind, onset = "shift", self._lost_time.onset
         elif shift and not stall_page:
             kind, onset = "shift", self._evidence.onset
         else:
@@ -251,5 +258,6 @@ class Detector:
         self._recent.clear()
         self._evidence.reset()
         self._page.reset()
+        self._lost_time = LostTime()
         self._faster = 0
         self._faster_sum = 0.0

@@ -19,6 +19,8 @@ from latencyprism.sentinel.where import PhaseShares, phase_names
 
 SILENCE_MIN_S = 2.0
 SILENCE_FACTOR = 20.0
+LONG_STALL_MS, LONG_STALL_EXCESS = 25.0, 1.0
+STALL_QUIET_NS = 500_000_000
 
 
 @dataclass
@@ -48,6 +50,7 @@ class ReplicaWatch:
         self._shares = PhaseShares()
         self._phase_names = phase_names(self.replica.engine, self.roles)
         self._alerted: tuple[int, str] | None = None
+        self._alerted_ns = 0
         self._starts: deque[tuple[int, int]] = deque(maxlen=20_000)
         self._silent = False
         self.sched: SchedProbe | None = None
@@ -100,9 +103,10 @@ class ReplicaWatch:
             return None
         self.counts.firings += 1
         key = (firing.incident, firing.level)
-        if not self._is_news(firing):
+        if not self._is_news(step, firing):
             return None
         self._alerted = key
+        self._alerted_ns = step.end_ns
         if firing.level == "page":
             self.counts.page += 1
         else:
@@ -112,11 +116,16 @@ class ReplicaWatch:
         )
         return self._alert(step, firing)
 
-    def _is_news(self, firing: Firing) -> bool:
-        """One alert an incident, and a second one if it rises from evidence to page."""
+    def _is_news(self, step: Step, firing: Firing) -> bool:
+        """One alert an incident, a second one if it rises from evidence to page, and one for each long stall
+        in it."""
         if self._alerted is None or self._alerted[0] != firing.incident:
             return True
-        return self._alerted[1] == "evidence" and firing.level == "page"
+        if self._alerted[1] == "evidence" and firing.level == "page":
+            return True
+        lost_ms = firing.observed_ms - firing.expected_ms
+        quiet_ns = step.end_ns - self._alerted_ns
+        return lost_ms >= LONG_STALL_MS and firing.excess >= LONG_STALL_EXCESS and quiet_ns >= STALL_QUIET_NS
 
     def _alert(self, step: Step, firing: Firing) -> Alert:
         where = self._shares.locate(step, firing.expected_ms, self._phase_names)
