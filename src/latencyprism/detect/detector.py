@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from math import exp, log
+from math import exp, expm1, log, log1p
 
 from latencyprism.baseline import Expectation, StepTime, Work, work_of
 from latencyprism.detect.cusum import ShiftTest
@@ -43,6 +43,7 @@ class Detector:
         self._stalled = False
         self._page_held_ms = 0.0
         self._lost_time = LostTime()
+        self._typical_ms = 0.0
         self._gap = 0.0
         self._faster = 0
         self._faster_sum = 0.0
@@ -98,11 +99,11 @@ class Detector:
             allowance += 2.0 * (noise.prefill - noise.d_near)
         over = stretch - allowance
         evidence, page = settings.evidence, settings.page
-        limit = noise.tail.limit(evidence.stall_rarity)
+        limit = self._for_length(noise.tail.limit(evidence.stall_rarity), found.ms, work)
         stall = over > (evidence.stall_floor if evidence.stall_floor > limit else limit)
         stall_page = False
         if stall:
-            limit = noise.far_tail.limit(page.stall_rarity)
+            limit = self._for_length(noise.far_tail.limit(page.stall_rarity), found.ms, work)
             stall_page = over > (page.stall_floor if page.stall_floor > limit else limit)
             stall_page = stall_page and found.ms * (exp(stretch) - 1.0) >= settings.page_stall_ms
         far, wander, variance = noise.far, noise.wander, noise.long_run_variance()
@@ -141,6 +142,17 @@ class Detector:
         else:
             kind, onset = "stall", number
         return self._fire(number, paged, kind, onset, observed, found)
+
+    def _for_length(self, limit: float, expected_ms: float, work: Work) -> float:
+        """The tail's limit for a step of this length. What makes a lone step slow (a preemption, a fault)
+        costs milliseconds, not percents: tails learned on short steps are too lenient for long ones."""
+        if not work.prefill:
+            self._typical_ms += (expected_ms - self._typical_ms) * (0.01 if self._typical_ms else 1.0)
+        if expected_ms <= self._typical_ms or not self._typical_ms:
+            return limit
+        by_length = log1p(self._typical_ms * expm1(limit) / expected_ms)
+        by_noise = 4.0 * self.noise.prefill if work.prefill else limit
+        return min(limit, by_length if by_length > by_noise else by_noise)
 
     def _lower_level(self, work: Work, residual: float) -> float:
         """How much faster than expected the present batch size runs, as a log offset in [-LOWER_MOST, 0]:
