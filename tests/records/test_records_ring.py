@@ -27,7 +27,7 @@ class Writer:
             self.words[at + 2 + offset] = value
         self.words[at] = 2 * self.count + 2
         self.count += 1
-        self.words[ring.H_HEAD] = self.count
+        self.words[ring.H_HEADS] = self.count
 
 
 @given(bursts=st.lists(st.integers(0, 40), max_size=12))
@@ -64,7 +64,7 @@ def test_record_being_written_is_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\0" * 5000, b"x" * 5000, struct.pack("<qq", ring.MAGIC, 1 << 40) + b"\0" * 5000]
+    "content", [b"", b"\0" * 5000, b"x" * 5000, struct.pack("<qqq", ring.MAGIC, 1 << 40, 1) + b"\0" * 5000]
 )
 def test_foreign_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "r"

@@ -9,10 +9,11 @@ from typing import Any
 from latencyprism.records import ring
 from latencyprism.records.step import NULL
 
-READERS = ("vllm", "transformers")
+READERS = ("vllm", "transformers", "anchor")
 
 _CUT = re.compile(r"^# \[cut\n.*?^# cut\]\n", re.MULTILINE | re.DOTALL)
-_CONSTANT = re.compile(r"(H|KIND|STATE|COMMAND|MESSAGE|SLOT|HEADER)_[A-Z_]+$|MAGIC$")
+_NEEDS = re.compile(r"^from latencyprism\.agent\.probe\.(\w+) import", re.MULTILINE)
+_CONSTANT = re.compile(r"[A-Z][A-Z0-9_]*$")
 
 
 def _constants() -> str:
@@ -24,9 +25,18 @@ def _constants() -> str:
     return "\n".join([*lines, f"NULL = {NULL}"])
 
 
+def _join(text: str, done: dict[str, None]) -> str:
+    """``text`` without its cut imports, after the parts that these name and that are not in ``done`` yet."""
+    parts = []
+    for name in _NEEDS.findall("".join(_CUT.findall(text))):
+        if name not in done:
+            done[name] = None
+            parts.append(_join(_source(name), done))
+    return "\n".join([*parts, _CUT.sub("", text)])
+
+
 def _source(name: str) -> str:
-    text = files("latencyprism.agent.probe").joinpath(f"{name}.py").read_text(encoding="utf-8")
-    return _CUT.sub("", text)
+    return files("latencyprism.agent.probe").joinpath(f"{name}.py").read_text(encoding="utf-8")
 
 
 def assemble(reader: str, config: dict[str, Any]) -> str:
@@ -36,7 +46,15 @@ def assemble(reader: str, config: dict[str, Any]) -> str:
     """
     if reader not in READERS:
         raise ValueError(f"no reader {reader!r}")
-    return "\n".join([_constants(), _source("core"), _source(reader), f"start({config!r}, reader)", ""])
+    return assemble_source(_source(reader), config)
+
+
+def assemble_source(reader: str, config: dict[str, Any]) -> str:
+    """The same for a reader given as source. What its cut imports name of ``agent.probe`` is joined before
+    it."""
+    done: dict[str, None] = {"core": None}
+    parts = [_join(_source("core"), done), _join(reader, done)]
+    return "\n".join([_constants(), *parts, f"start({config!r}, reader)", ""])
 
 
 def bootstrap(path: str) -> str:

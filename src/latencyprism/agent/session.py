@@ -8,10 +8,11 @@ kernel frees them with the processes.
 from __future__ import annotations
 
 import os
+import platform
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,15 @@ from latencyprism.attach.access import denied
 from latencyprism.attach.inject import Injector, InjectReport
 from latencyprism.errors import TargetRefused
 from latencyprism.records import ring
+from latencyprism.records.step import NULL
 
 LEASE_S = 3.0
 FIRST_LEASE_S = 15.0
 """Until the watch has begun: beside engines that spin, attaching to the other processes can take seconds."""
-RING_SLOTS = 2048  # 768 kB: 20 s of 100 steps/s
+RING_SLOTS = 2048  # 768 kB for each thread that writes: 20 s of 100 steps/s
+RINGS = 8
+BUDGET_PPM = 3_000
+"""What a probe may cost, of the step time: 0.3 %. Below 20 us a step it is never too much."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +42,25 @@ class ProbePlan:
     rank: int
     hooks: dict[str, tuple[str, str, str]]
     deep: tuple[tuple[str, str, str], ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+    """What else this reader is told, plain literals: see the reader."""
 
 
 class ProbeSession:
     """Attached from construction to ``close``. ``ring`` is where its records come from."""
 
-    def __init__(self, pid: int, plan: ProbePlan, *, slots: int = RING_SLOTS, timeout_s: float = 3.0) -> None:
+    def __init__(
+        self,
+        pid: int,
+        plan: ProbePlan,
+        *,
+        slots: int = RING_SLOTS,
+        timeout_s: float = 3.0,
+        budget_ppm: int = BUDGET_PPM,
+    ) -> None:
         self.pid = pid
         self.plan = plan
+        self.budget_ppm = budget_ppm
         self.nonce = secrets.randbits(62)
         self._injector = Injector(pid)
         self._files: list[Path] = []
@@ -64,7 +80,8 @@ class ProbeSession:
         ring_path, fifo = base.with_suffix(".ring"), base.with_suffix(".wake")
         uid, gid = _owner(self.pid)
         self._files.append(ring_path)
-        ring.create_ring(str(ring_path), slots, self.nonce)
+        checked = platform.machine() != "x86_64"
+        ring.create_ring(str(ring_path), slots, self.nonce, rings=RINGS, checked=checked)
         self._files.append(fifo)
         os.mkfifo(fifo, 0o600)
         text = assemble(
@@ -77,6 +94,7 @@ class ProbeSession:
                 "rank": self.plan.rank,
                 "hooks": dict(self.plan.hooks),
                 "deep": list(self.plan.deep),
+                **self.plan.options,
             },
         )
         source = base.with_suffix(".py")
@@ -89,6 +107,8 @@ class ProbeSession:
                 os.chown(path, uid, gid, follow_symlinks=False)
         self._wake_fd = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
         self.ring = ring.RingReader(str(ring_path))
+        self.ring.set_header(ring.H_BUDGET_PPM, self.budget_ppm)
+        self.ring.set_header(ring.H_SHARE_PPM, NULL)
         self.renew(FIRST_LEASE_S)
 
     def _inject(self, base: Path, inside: str, timeout_s: float) -> InjectReport:
@@ -134,6 +154,10 @@ class ProbeSession:
     def expired(self) -> bool:
         return self.ring.header(ring.H_STATE) == ring.STATE_EXPIRED
 
+    @property
+    def over_budget(self) -> bool:
+        return self.ring.header(ring.H_STATE) == ring.STATE_OVER_BUDGET
+
     def arm_deep(self, seconds: float) -> None:
         """Ask for spans of the plan's deep functions; they disarm themselves."""
         self.ring.set_header(ring.H_DEEP_UNTIL_NS, time.monotonic_ns() + int(seconds * 1e9))
@@ -141,15 +165,19 @@ class ProbeSession:
     def health(self) -> dict[str, Any]:
         """Counters the probe keeps about itself; times in ns."""
         header = self.ring.header
-        steps = header(ring.H_COST_STEPS)
+        steps, share = header(ring.H_COST_STEPS), header(ring.H_SHARE_PPM)
         return {
-            "records": header(ring.H_HEAD),
+            "records": self.ring.records(),
             "lost": self.ring.lost,
+            "unringed": header(ring.H_UNRINGED),
+            "nested": header(ring.H_NESTED),
             "errors": header(ring.H_ERRORS),
             "dropped": header(ring.H_DROPPED),
             "late": header(ring.H_LATE),
             "cost_ns_per_step": header(ring.H_COST_NS) / steps if steps else None,
             "critical_ns_per_step": header(ring.H_CRITICAL_NS) / steps if steps else None,
+            "budget_share": None if share == NULL else share / 1e6,
+            "readings_off": self.ring.readings_off(),
             "message": self.ring.message(),
         }
 

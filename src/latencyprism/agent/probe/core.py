@@ -1,12 +1,30 @@
-"""The part of the probe that every engine needs: ring, lease, wrapping, removal.
+"""The part of the probe that every engine needs: ring, lease, hooks, removal.
 
 Runs inside the target: standard library of Python 3.9 and later alone, no thread, no import of engine
-modules, no exception ever leaves it. ``latencyprism.agent.assemble`` joins this file, one reader and the
-ring's constants into one text; lines between the cut marks are for linters and unit tests only.
+modules, no exception ever leaves it. ``latencyprism.agent.assemble`` joins the probe's files, one reader and
+the ring's constants into one text; lines between the cut marks are for linters and unit tests only.
 """
 
-# isort: off
 # [cut
+from latencyprism.agent.probe.budget import Budget
+from latencyprism.agent.probe.lane import Lane
+from latencyprism.agent.probe.monitor import Monitor
+from latencyprism.agent.probe.observe import captured_in, hook_method
+from latencyprism.agent.probe.prelude import (
+    KEY,
+    TEXT_NAME,
+    NotHookable,
+    brought,
+    from_a_signal,
+    gc,
+    get_ident,
+    get_native_id,
+    mmap,
+    now_ns,
+    os,
+    send_back,
+    sys,
+)
 from latencyprism.records.ring import (
     COMMAND_DETACH,
     COMMAND_NONE,
@@ -18,42 +36,39 @@ from latencyprism.records.ring import (
     H_DEEP_UNTIL_NS,
     H_DROPPED,
     H_ERRORS,
-    H_HEAD,
     H_LATE,
     H_LEASE_NS,
     H_MAGIC,
+    H_NESTED,
     H_NONCE,
     H_PID,
-    H_SLOTS,
+    H_RINGS,
     H_STATE,
+    H_THREADS,
+    H_UNRINGED,
     H_WAITING,
-    HEADER_BYTES,
     KIND_SPAN,
+    KIND_STEP,
+    KIND_WORKER,
     MAGIC,
+    MAX_PAYLOAD_WORDS,
     MESSAGE_BYTES,
     MESSAGE_OFFSET,
-    SLOT_WORDS,
     STATE_DETACHED,
+    STATE_EMPTY,
     STATE_EXPIRED,
     STATE_FAILED,
     STATE_LIVE,
 )
+from latencyprism.records.step import NULL
 
 # cut]
-# isort: on
-import ctypes
-import gc
-import mmap
-import os
-import sys
-import threading
-from time import perf_counter_ns as now_ns  # CLOCK_MONOTONIC on Linux, like monotonic_ns, and cheaper
 
-KEY = "_latencyprism_probe"
+NOTICES_LIMIT = 16
 
 
 class Probe:
-    """One ring, the wraps that feed it, and how to be rid of both."""
+    """The rings, the hooks that feed them, and how to be rid of both."""
 
     def __init__(self, config):
         fd = os.open(config["ring"], os.O_RDWR | os.O_CLOEXEC)
@@ -65,60 +80,99 @@ class Probe:
         if self.words[H_MAGIC] != MAGIC or self.words[H_NONCE] != config["nonce"]:
             raise RuntimeError("not the ring that was announced")
         self.nonce = config["nonce"]
-        self.slots = self.words[H_SLOTS]
-        self.count = 0
         self.pid = os.getpid()
         self.thread = None
+        self.lanes = {}
+        self.free_lanes = [Lane(self.words, number) for number in reversed(range(self.words[H_RINGS]))]
         self.wraps = []
-        self.deep_wraps = []
-        self.deep_hooks = config.get("deep", ())
-        self.gc_ns = 0
-        self.gc_start = 0
-        # Through PyDLL, which keeps the GIL: os.write would give it away, and getting it back from a busy
-        # thread costs the engine loop up to a switch interval (5 ms).
-        self.write = ctypes.PyDLL(None).write
-        self.write.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)
+        self.hooks = []
+        self.deep_hooks = []
+        self.refused = []
+        self.notices = []
+        self.last_error = ""
+        self.deep = config.get("deep", ())
+        self.monitor = None
+        self.brought = {}
+        self.budget = Budget(self)
+        self.gc_ns = self.gc_start = self.gc_last_ns = self.gc_end_ns = 0
+        self.write = keeping_write()
         # Opened for reading too: then there is always a reader and a write can never raise SIGPIPE.
         self.wake_fd = os.open(config["fifo"], os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         self.alive = True
-        gc.callbacks.append(self.on_gc)
+        self.removal = [1]
         self.words[H_PID] = self.pid
+
+    def begin(self, monitoring):
+        """Take what is taken of the process besides hooks; ``remove`` gives it back."""
+        self.brought = brought()
+        gc.callbacks.append(self.on_gc)
+        if monitoring and hasattr(sys, "monitoring"):
+            try:
+                self.monitor = Monitor(self)
+            except Exception as error:  # other tools have all the ids: wrappers then
+                self.refused.append(str(error))
 
     # -- writing -------------------------------------------------------------------------------------
 
     def emit(self, kind, values):
-        """Write one record; wake the reader if it sleeps; notice lease and commands. One thread only."""
+        """Write one record into this thread's ring; wake the reader if it sleeps; notice lease and commands.
+
+        ``values``: plain ints of 64 bits. Anything else is written as NULL and counted as an error."""
         words = self.words
-        if self.thread is None:
-            self.thread = threading.get_ident()
-        elif self.thread != threading.get_ident():
-            words[H_ERRORS] += 1
+        lane = self.lanes.get(get_ident()) or self.new_lane()
+        if lane is None or lane.busy:
+            words[H_UNRINGED if lane is None else H_NESTED] += 1
             return
-        if os.getpid() != self.pid:  # a forked child shares the mapping and must stay silent
-            self.alive = False
+        if os.getpid() != self.pid:
+            self.remove(None)  # a forked child shares the mapping and must stay silent
             return
-        index = self.count
-        at = HEADER_BYTES // 8 + (index % self.slots) * SLOT_WORDS
-        words[at] = 2 * index + 1
-        words[at + 1] = kind
-        at += 2
-        for value in values:
-            words[at] = value
-            at += 1
-        words[at - len(values) - 2] = 2 * index + 2
-        self.count = index + 1
-        words[H_HEAD] = index + 1
+        lane.busy = True
+        try:
+            lane.put(kind, values)
+        except (TypeError, ValueError, OverflowError):
+            values = self.plain_values(values)
+            lane.put(kind, values)
+        finally:
+            lane.busy = False
         if words[H_WAITING]:
             words[H_WAITING] = 0
             self.write(self.wake_fd, b"\0", 1)  # a full pipe holds wakes enough: its error means nothing
+        if kind == KIND_STEP or kind == KIND_WORKER:
+            self.budget.busy(values[1], values[2])
+            if not self.alive:
+                return
         now = now_ns()
         if now > words[H_LEASE_NS]:
             self.remove(STATE_EXPIRED)
         elif words[H_COMMAND] != COMMAND_NONE:
             if words[H_COMMAND] == COMMAND_DETACH:
                 self.remove(STATE_DETACHED)
-        elif (words[H_DEEP_UNTIL_NS] > now) != bool(self.deep_wraps):
-            self.arm_deep(words[H_DEEP_UNTIL_NS] > now)
+        elif (words[H_DEEP_UNTIL_NS] > now) != bool(self.deep_hooks):
+            self.arm_deep(words[H_DEEP_UNTIL_NS])
+
+    def new_lane(self):
+        """A ring for a thread that has none: a fresh one, or that of a thread that has ended; None: all
+        taken."""
+        try:
+            lane = self.free_lanes.pop()
+        except IndexError:
+            live = sys._current_frames()
+            ended = [ident for ident in list(self.lanes) if ident not in live]
+            lane = self.lanes.pop(ended[0], None) if ended else None
+            if lane is None:
+                return None
+        self.words[H_THREADS + lane.number] = get_native_id()
+        self.lanes[get_ident()] = lane
+        return lane
+
+    def plain_values(self, values):
+        """``values`` with NULL for what is no plain int of 64 bits."""
+        self.count_error()
+        self.say("a value that is no plain integer, or too large, was not written")
+        return [
+            value if type(value) is int and -(2**63) <= value < 2**63 else NULL
+            for value in values[:MAX_PAYLOAD_WORDS]
+        ]
 
     def cost(self, total_ns, critical_ns):
         words = self.words
@@ -126,23 +180,43 @@ class Probe:
         words[H_CRITICAL_NS] += critical_ns
         words[H_COST_STEPS] += 1
 
+    def reading(self, name):
+        """Declare an optional reading: a handle with ``on`` (ask before each reading) and ``cost_ns`` (add
+        what it took). Give it to ``observe`` for a hook that serves it alone. Over budget, the dearest are
+        turned off."""
+        return self.budget.reading(name)
+
+    def count_error(self):
+        if os.getpid() == self.pid:
+            self.words[H_ERRORS] += 1
+
     def error(self):
         """An exception was swallowed: count it; the last one's place is kept for the watcher."""
         try:
-            self.words[H_ERRORS] += 1
+            self.count_error()
             kind, _, trace = sys.exc_info()
-            while trace is not None and trace.tb_next is not None:
+            line = 0
+            while trace is not None:
+                if trace.tb_frame.f_code.co_filename == TEXT_NAME:
+                    line = trace.tb_lineno
                 trace = trace.tb_next
             # Never the exception's text: it may quote what a user sent.
-            self.say(
-                "%s at probe line %s" % (getattr(kind, "__name__", "?"), trace.tb_lineno if trace else "?")
-            )
+            self.last_error = "%s at probe line %d" % (type.__dict__["__name__"].__get__(kind), line)
+            self.write_message()
         except Exception:
             self.alive = False  # the ring itself is gone: nothing can be told any more
 
     def say(self, text):
-        raw = text.encode("utf-8", "replace")[: MESSAGE_BYTES - 1] + b"\0"
-        self.map[MESSAGE_OFFSET : MESSAGE_OFFSET + len(raw)] = raw
+        """Leave a notice for the watcher; each is kept once, beside the last error."""
+        if text not in self.notices and len(self.notices) < NOTICES_LIMIT:
+            self.notices.append(text)
+        self.write_message()
+
+    def write_message(self):
+        if os.getpid() == self.pid:
+            text = "; ".join(self.notices + [self.last_error] * bool(self.last_error))
+            raw = text.encode("utf-8", "replace")[: MESSAGE_BYTES - 1] + b"\0"
+            self.map[MESSAGE_OFFSET : MESSAGE_OFFSET + len(raw)] = raw
 
     def dropped(self):
         self.words[H_DROPPED] += 1
@@ -154,74 +228,143 @@ class Probe:
         if phase == "start":
             self.gc_start = now_ns()
         elif self.gc_start:
-            self.gc_ns += now_ns() - self.gc_start
+            self.gc_end_ns = now_ns()
+            self.gc_last_ns = self.gc_end_ns - self.gc_start
+            self.gc_ns += self.gc_last_ns
             self.gc_start = 0
 
-    # -- wrapping ------------------------------------------------------------------------------------
+    # -- hooks ---------------------------------------------------------------------------------------
+
+    def observe(self, owner, name, enter=None, leave=None, reading=None, asked=False):
+        """Hook the method ``name`` of class ``owner``; returns the Hook, or None: ``refused`` tells why.
+
+        ``enter(args) -> state`` runs before the call, ``leave(state, args, result, start_ns, end_ns)`` after
+        a normal return, not after an exception or a failed ``enter``. ``args`` are the positional parameters,
+        self first, keywords put in their places; trailing defaults may be missing. Of a coroutine, result and
+        times are of the awaited call. What they raise is counted and goes no further. ``reading``: the
+        optional reading that it serves, with which it goes when the budget is exceeded. ``asked``: no budget
+        applies.
+        """
+        try:
+            hook = hook_method(self, owner, name, enter, leave)
+        except NotHookable as error:
+            reason = "%s.%s: %s" % (getattr(owner, "__name__", "?"), name, error)
+            if reason not in self.refused:
+                self.refused.append(reason)
+            return None
+        hook.asked = asked
+        if reading is not None:
+            hook.reading = reading
+            reading.hooks.append(hook)
+        self.hooks.append(hook)
+        return hook
+
+    def fail(self):
+        """Called where a reader's function raised: count it, or, if the target's own signal handler raised it
+        while ours happened to run, let it pass."""
+        kind, _, trace = sys.exc_info()
+        if issubclass(kind, Exception) or not from_a_signal(kind, trace):
+            self.error()
+        else:
+            raise
+
+    def stalled(self, hook, spent_ns, began_ns):
+        """One call of a reader's function took long."""
+        if self.alive:
+            self.budget.stalled(hook, spent_ns, began_ns)
+
+    def look_for_captured(self, holder):
+        """Say which methods this object keeps, bound before attach: wrappers do not see their calls."""
+        originals = {id(hook.original): hook.label for hook in self.hooks if hook.code is None}
+        found = captured_in(holder, originals)
+        if found:
+            self.say("bound before attach, its calls are not seen: " + ", ".join(found))
 
     def wrap(self, owner, name, make):
         """Replace the plain function ``name`` of class ``owner`` by ``make(original)``."""
         self.wraps.append(install(owner, name, make))
 
-    def arm_deep(self, on):
-        """Wrap (or unwrap) the pack's deep functions, each call of which becomes a span."""
-        if not on:
-            for record in self.deep_wraps:
-                uninstall(record)
-            self.deep_wraps = []
-        else:
-            for index, (module, owner_name, name) in enumerate(self.deep_hooks):
+    def arm_deep(self, until_ns):
+        """Observe the pack's deep functions until then (0: no more); each call of them becomes a span."""
+        for hook in self.deep_hooks:
+            if hook.remove():
+                self.hooks.remove(hook)
+        self.deep_hooks = []
+        if until_ns > now_ns():
+            for index, (module, owner_name, name) in enumerate(self.deep):
                 owner = find_class(module, owner_name)
-                if owner is not None and callable(vars(owner).get(name)):
-                    self.deep_wraps.append(install(owner, name, self.make_span(index)))
-            if not self.deep_wraps:
-                self.words[H_DEEP_UNTIL_NS] = 0  # nothing to wrap here: do not try at every step
-        self.words[H_DEEP_ARMED] = len(self.deep_wraps)
+                hook = owner and self.observe(owner, name, None, self.span_of(index), asked=True)
+                if hook:
+                    self.deep_hooks.append(hook)
+            if not self.deep_hooks:
+                self.words[H_DEEP_UNTIL_NS] = 0  # nothing to observe here: do not try at every step
+        self.words[H_DEEP_ARMED] = len(self.deep_hooks)
 
-    def make_span(self, index):
-        probe = self
+    def span_of(self, index):
+        emit = self.emit
 
-        def make(original):
-            def span(*args, **kwargs):
-                start = now_ns()
-                try:
-                    return original(*args, **kwargs)
-                finally:
-                    if probe.alive and probe.thread == threading.get_ident():
-                        try:
-                            probe.emit(KIND_SPAN, (index, start, now_ns(), 0))
-                        except Exception:
-                            probe.error()
+        def span(state, args, result, start, end):
+            emit(KIND_SPAN, (index, start, end, get_native_id()))
 
-            return span
-
-        return make
+        return span
 
     # -- removal -------------------------------------------------------------------------------------
 
     def remove(self, state):
-        """Put everything back. Idempotent. A wrapper somebody wrapped over stays, as a plain pass-through."""
-        if not self.alive:
+        """Put everything back. Idempotent. A wrapper somebody wrapped over stays, as a plain pass-through.
+
+        ``state`` is what the ring tells from then on; None in a forked child, whose ring it is not."""
+        try:
+            self.removal.pop()  # one of several threads gets it
+        except IndexError:
             return
         self.alive = False
-        left = [record for record in self.deep_wraps + self.wraps if not uninstall(record)]
-        self.wraps, self.deep_wraps = [], []
+        # The last first: two wrappers of one attribute lie in each other.
+        left = [hook.label for hook in reversed(self.hooks) if not hook.remove()]
+        left += [record[1] for record in reversed(self.wraps) if not uninstall(record)]
+        self.wraps, self.hooks, self.deep_hooks = [], [], []
+        if self.monitor is not None:
+            self.monitor.close()
         try:
             gc.callbacks.remove(self.on_gc)
         except ValueError:
             pass
         if sys.modules.get(KEY) is self:
             del sys.modules[KEY]
-        if left:
-            self.say(
-                "left as pass-through, wrapped by somebody else: " + ", ".join(name for _, name, _, _ in left)
-            )
-        self.words[H_STATE] = state
-        if self.words[H_WAITING]:
-            self.write(self.wake_fd, b"\0", 1)
+        send_back(self.brought)
+        if state is not None:
+            if left:
+                self.say("left as pass-through, wrapped by somebody else: " + ", ".join(left))
+            self.words[H_STATE] = state
+            if self.words[H_WAITING]:
+                self.write(self.wake_fd, b"\0", 1)
+        self.let_go()
+
+    def let_go(self):
+        """Free ring and pipe, whatever state the ring tells."""
+        self.alive = False
         os.close(self.wake_fd)
         self.words.release()
         self.map.close()
+
+
+def keeping_write():
+    """write(fd, bytes, length) that keeps the GIL: os.write gives it away, and getting it back from a busy
+    thread costs the engine loop up to a switch interval (5 ms). Needs ctypes, which is not loaded for this
+    alone."""
+    ctypes = sys.modules.get("ctypes")
+    if ctypes is None:
+        return lambda fd, data, length: ignore_full(os.write, fd, data)
+    write = ctypes.PyDLL(None).write
+    write.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)
+    return write
+
+
+def ignore_full(write, fd, data):
+    try:
+        write(fd, data)
+    except BlockingIOError:
+        pass  # a full pipe holds wakes enough
 
 
 def install(owner, name, make):
@@ -245,8 +388,10 @@ def uninstall(record):
 
 
 def find_class(module, name):
-    """A class of an already imported module; the probe never imports."""
-    return getattr(sys.modules.get(module), name, None)
+    """A class of an already imported module; the probe never imports, nor lets a module's ``__getattr__`` do
+    so."""
+    found = getattr(sys.modules.get(module), "__dict__", {}).get(name)
+    return found if isinstance(found, type) else None
 
 
 def size(value):
@@ -263,13 +408,18 @@ def start(config, reader):
     if present is not None and getattr(present, "nonce", None) == config["nonce"]:
         return  # the same command came twice
     probe = Probe(config)
+    if (
+        probe.words[H_STATE] != STATE_EMPTY
+    ):  # a copy of the command that was queued and runs after all is over
+        return probe.let_go()
     try:
         if present is not None:
             if present.alive and now_ns() < present.words[H_LEASE_NS]:
                 raise RuntimeError("watched already")
             present.remove(STATE_EXPIRED)
-        missing = reader(probe, config)
-        if not probe.wraps:
+        probe.begin(config.get("monitoring", True))
+        missing = [*reader(probe, config), *probe.refused]
+        if not probe.wraps and not probe.hooks:
             raise RuntimeError("nothing to hook: " + ", ".join(missing))
         if missing:
             probe.say("not found: " + ", ".join(missing))

@@ -1,0 +1,170 @@
+"""What the probe costs, against what it may: the dearest optional readings go first, all of it last.
+
+Every hook measures the time of its reader's functions, and a fixed price per call is added for what lies
+outside of these (``PRICE_NS``). Judged over windows of steps, two in a row, so that neither a cold start nor
+one pause counts.
+"""
+
+# [cut
+from latencyprism.records.ring import (
+    H_BUDGET_PPM,
+    H_READINGS_OFF,
+    H_SHARE_PPM,
+    NAMES_BYTES,
+    NAMES_OFFSET,
+    STATE_OVER_BUDGET,
+)
+
+# cut]
+
+WINDOW_STEPS = 128
+FLOOR_NS = 20_000
+"""Never too dear below this much a step, however short the steps: tiny models would otherwise not be
+watched."""
+HARD_LIMIT_PPM = 50_000
+"""Above this share of the step time, with every optional reading gone, the probe removes itself."""
+PRICE_WRAPPER_NS, PRICE_MONITOR_NS = 250, 450
+"""Of one observed call, beyond what is measured between its own time stamps."""
+SLOW_NS, HOPELESS_NS, SLOW_NEAR_CALLS = 20_000_000, 100_000_000, 8
+STALLS_PART = 20
+"""Stalls count as cost where they are more than one call in so many."""
+READINGS_LIMIT = 62
+
+
+class Reading:
+    """One optional value or hook. A reader asks ``on`` before it reads and adds what that took to
+    ``cost_ns``."""
+
+    __slots__ = ("bit", "cost_ns", "hooks", "name", "on", "seen_cost_ns", "window_ns")
+
+    def __init__(self, name, bit):
+        self.name, self.bit = name, bit
+        self.on = True
+        self.cost_ns = self.seen_cost_ns = self.window_ns = 0
+        self.hooks = []
+
+
+class Budget:
+    """Keeps the account. ``busy`` and ``judge`` are called by the probe; the outcome is told through the
+    ring: the bit of each dropped reading in H_READINGS_OFF, the last window's share in H_SHARE_PPM, and a
+    message."""
+
+    def __init__(self, probe):
+        self.probe = probe
+        self.readings = {}
+        self.steps = self.busy_ns = self.last_end_ns = self.over = 0
+        self.told = False
+
+    def reading(self, name):
+        """The handle of an optional reading; the same for the same name. Its bit is its place in order of
+        asking."""
+        reading = self.readings.get(name)
+        if reading is None:
+            reading = self.readings[name] = Reading(name, min(len(self.readings), READINGS_LIMIT - 1))
+            raw = "\n".join(self.readings).encode()[: NAMES_BYTES - 1] + b"\0"
+            self.probe.map[NAMES_OFFSET : NAMES_OFFSET + len(raw)] = raw
+        return reading
+
+    def busy(self, start_ns, end_ns):
+        """A step was recorded. Steps in flight together count once."""
+        last = self.last_end_ns
+        if end_ns > last:
+            self.busy_ns += end_ns - (start_ns if start_ns > last else last)
+            self.last_end_ns = end_ns
+        self.steps += 1
+        if self.steps >= WINDOW_STEPS:
+            self.judge()
+
+    def judge(self):
+        spent = self.close_window()
+        steps, busy_ns = self.steps, self.busy_ns
+        self.steps = self.busy_ns = 0
+        words = self.probe.words
+        share = spent * 1_000_000 // max(busy_ns, 1)
+        words[H_SHARE_PPM] = share
+        allowed = max(busy_ns * words[H_BUDGET_PPM] // 1_000_000, FLOOR_NS * steps)
+        if spent <= allowed:
+            self.over = 0
+            return
+        self.over += 1
+        if self.over < 2:
+            return
+        self.over = 0
+        dropped = []
+        for reading in sorted(self.readings.values(), key=lambda reading: -reading.window_ns):
+            if spent > allowed and reading.on and reading.window_ns > 0:
+                spent -= reading.window_ns
+                self.drop(reading)
+                dropped.append(reading.name)
+        if dropped:
+            self.probe.say(
+                "over budget (%.2f %% of the step time, %.0f us a step), no longer read: %s"
+                % (share / 1e4, spent / steps / 1e3, ", ".join(dropped))
+            )
+        elif share > HARD_LIMIT_PPM:
+            self.probe.say("over budget: %.1f %% of the step time with nothing left to drop" % (share / 1e4))
+            self.probe.remove(STATE_OVER_BUDGET)
+        elif not self.told:
+            self.told = True
+            self.probe.say("over budget: %.2f %% of the step time, nothing optional is left" % (share / 1e4))
+
+    def close_window(self):
+        """The probe's own time in the window that ends, ns; that of each reading in its ``window_ns``."""
+        spent = 0
+        for reading in self.readings.values():
+            reading.window_ns = reading.cost_ns - reading.seen_cost_ns
+            reading.seen_cost_ns = reading.cost_ns
+        for hook in self.probe.hooks:
+            calls, cost = hook.calls - hook.seen_calls, hook.cost_ns - hook.seen_cost_ns
+            hook.seen_calls, hook.seen_cost_ns = hook.calls, hook.cost_ns
+            stalls, stalled_ns = hook.stalls - hook.seen_stalls, hook.stalled_ns - hook.seen_stalled_ns
+            hook.seen_stalls, hook.seen_stalled_ns = hook.stalls, hook.stalled_ns
+            if stalls * STALLS_PART > calls:
+                cost += stalled_ns
+            if hook.asked:
+                continue
+            cost += calls * (PRICE_WRAPPER_NS if hook.code is None else PRICE_MONITOR_NS)
+            spent += cost
+            if hook.reading is not None:
+                hook.reading.window_ns += cost
+        return spent
+
+    def drop(self, reading):
+        """For as long as this attach lasts."""
+        reading.on = False
+        for hook in reading.hooks:
+            hook.remove()
+        self.probe.words[H_READINGS_OFF] |= 1 << reading.bit
+
+    def stalled(self, hook, spent_ns, began_ns):
+        """One call of a reader's function took long. Mostly that is the collector, another thread that had
+        the GIL, or another process that had the processor, and is left out of the account. If it is the value
+        that takes its time, it does so again at once: then what reads it goes."""
+        probe = self.probe
+        hook.cost_ns -= spent_ns
+        if probe.gc_end_ns > began_ns:
+            spent_ns -= probe.gc_last_ns
+        hook.stalls += 1
+        hook.stalled_ns += max(spent_ns, 0)
+        if spent_ns < SLOW_NS:
+            return
+        hook.slow_at = [*hook.slow_at[-2:], hook.calls]
+        near = sum(hook.calls - at < SLOW_NEAR_CALLS for at in hook.slow_at)
+        if near < (2 if spent_ns >= HOPELESS_NS else 3):
+            return
+        probe.count_error()
+        probe.say("%s took %d ms to read, again" % (hook.label, spent_ns // 1_000_000))
+        used = {
+            reading: reading.cost_ns - reading.seen_cost_ns
+            for reading in self.readings.values()
+            if reading.on
+        }
+        dearest = max(used, key=used.__getitem__, default=None)
+        if hook.reading is not None:
+            self.drop(hook.reading)
+        elif dearest is not None and 2 * used[dearest] > spent_ns:
+            self.drop(dearest)  # it is that value, not the rest of what the hook does
+        elif hook.asked:
+            hook.remove()
+        else:
+            probe.remove(STATE_OVER_BUDGET)
