@@ -21,7 +21,9 @@ from latencyprism.bpf.object_file import parse_object
 from latencyprism.errors import BadInput, PrismError
 
 PROGRAMS = Path(btf.__file__).parent / "programs"
-NAMES = ("native_step.x86_64", "native_step.aarch64", "sched")
+NAMES = (
+    "native_step.x86_64", "native_step.aarch64", "sched", "below", "calls.x86_64", "calls.aarch64",
+)  # fmt: skip
 
 
 def test_objects_were_built_from_the_sources_that_are_here() -> None:

@@ -11,18 +11,22 @@ import errno
 import os
 import platform
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 
 from latencyprism.errors import PrismError
 
 _NUMBERS = {"x86_64": 321, "aarch64": 280}
 _MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _PROG_LOAD = 0, 1, 2, 3, 5
-_RAW_TRACEPOINT_OPEN, _BTF_LOAD, _MAP_FREEZE, _LINK_CREATE = 17, 18, 22, 28
+_OBJECT_INFO, _ENABLE_STATISTICS = 15, 32
+_RAW_TRACEPOINT_OPEN, _BTF_LOAD, _MAP_FREEZE, _LOOKUP_BATCH, _LINK_CREATE = 17, 18, 22, 24, 28
 
 MAP_HASH, MAP_ARRAY, MAP_PERCPU_ARRAY, MAP_LRU_HASH, MAP_RINGBUF = 1, 2, 6, 9, 27
 F_RDONLY_PROG, F_MMAPABLE = 1 << 7, 1 << 10
-PROG_KPROBE, PROG_TRACING = 2, 26
-ATTACH_NONE, ATTACH_RAW_TP, ATTACH_PERF_EVENT, ATTACH_UPROBE_MULTI = 0, 23, 41, 48
+PROG_KPROBE, PROG_RAW_TRACEPOINT, PROG_TRACING = 2, 17, 26
+ATTACH_NONE, ATTACH_RAW_TP, ATTACH_PERF_EVENT, ATTACH_UPROBE_MULTI, ATTACH_UPROBE_SESSION = 0, 23, 41, 48, 57
 UPROBE_MULTI_RETURN = 1
 _LOG_BYTES = 1 << 18
 _ATTR_BYTES = 160
@@ -124,6 +128,57 @@ def map_delete(descriptor: int, key: bytes) -> bool:
     return True
 
 
+def map_all(descriptor: int, key_bytes: int, value_bytes: int, entries: int) -> tuple[bytes, bytes]:
+    """All keys and all values of a hash map, one after the other, a few system calls in all."""
+    keys, values = bytearray(), bytearray()
+    room = min(entries, 1024)
+    key_buffer = ctypes.create_string_buffer(room * key_bytes)
+    value_buffer = ctypes.create_string_buffer(room * value_bytes)
+    place = ctypes.create_string_buffer(max(8, key_bytes))
+    begun = False
+    while len(keys) < 2 * entries * key_bytes:
+        size = struct.calcsize("<QQQQIIQQ")
+        buffer = ctypes.create_string_buffer(
+            struct.pack(
+                "<QQQQIIQQ",
+                ctypes.addressof(place) if begun else 0, ctypes.addressof(place),
+                ctypes.addressof(key_buffer), ctypes.addressof(value_buffer), room, descriptor, 0, 0,
+            ), size,
+        )  # fmt: skip
+        code = _bpf_in_place(_LOOKUP_BATCH, buffer, size)
+        if code == errno.ENOSPC and room < entries:  # one bucket holds more than the buffer
+            room = entries
+            key_buffer = ctypes.create_string_buffer(room * key_bytes)
+            value_buffer = ctypes.create_string_buffer(room * value_bytes)
+            continue
+        if code not in (0, errno.ENOENT):
+            raise refused("cannot read an eBPF map", OSError(code, os.strerror(code)))
+        count: int = struct.unpack_from("<I", buffer, 32)[0]
+        keys += key_buffer.raw[: count * key_bytes]
+        values += value_buffer.raw[: count * value_bytes]
+        begun = True
+        if code == errno.ENOENT:
+            break
+    return bytes(keys), bytes(values)
+
+
+def _bpf_in_place(command: int, buffer: ctypes.Array[ctypes.c_char], size: int) -> int:
+    """The raw call on an attribute that the kernel writes to; returns 0 or the error's number."""
+    number = ctypes.c_long(_NUMBERS[supported_machine()])
+    result: int = _libc.syscall(number, ctypes.c_int(command), buffer, ctypes.c_uint(size))
+    return ctypes.get_errno() if result < 0 else 0
+
+
+@cache
+def possible_cpus() -> int:
+    """How many values an element of a per-CPU map has."""
+    try:
+        text = Path("/sys/devices/system/cpu/possible").read_text()
+        return int(text.strip().split(",")[-1].split("-")[-1]) + 1
+    except (OSError, ValueError):
+        raise PrismError("cannot read an eBPF map", "the number of CPUs is not known") from None
+
+
 def map_freeze(descriptor: int) -> None:
     """No more writes from here: its content becomes constants for the verifier."""
     try:
@@ -207,6 +262,33 @@ def program_load(
         raise refused(f"cannot load the eBPF program {name}", first, reason) from None
 
 
+_INFO_BYTES, _RUN_TIME_AT = 216, 192
+
+
+def run_time(program: int) -> tuple[int, int]:
+    """(ns, runs) of a program so far, counted only while ``run_time_statistics`` is entered."""
+    info = ctypes.create_string_buffer(_INFO_BYTES)
+    try:
+        _bpf(_OBJECT_INFO, struct.pack("<IIQ", program, _INFO_BYTES, ctypes.addressof(info)))
+    except OSError as error:
+        raise refused("cannot read an eBPF program's run time", error) from None
+    ns, runs = struct.unpack_from("<QQ", info, _RUN_TIME_AT)
+    return int(ns), int(runs)
+
+
+@contextmanager
+def run_time_statistics() -> Iterator[None]:
+    """While entered, the kernel times every eBPF program of the machine; that costs some 20 ns a run."""
+    try:
+        descriptor = _bpf(_ENABLE_STATISTICS, struct.pack("<I", 0))
+    except OSError as error:
+        raise refused("cannot time eBPF programs", error) from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def link_uprobe_multi(
     program: int,
     path: str,
@@ -215,15 +297,17 @@ def link_uprobe_multi(
     pid: int,
     *,
     returns: bool = False,
+    session: bool = False,
 ) -> int:
-    """One link for all ``offsets`` (file offsets in bytes) of the file at ``path``, only hit in ``pid``."""
+    """One link for all ``offsets`` (file offsets in bytes) of the file at ``path``, only hit in ``pid``.
+    ``session``: one program for entry and return (Linux 6.13)."""
     count = len(offsets)
     offset_array = (ctypes.c_uint64 * count)(*offsets)
     cookie_array = (ctypes.c_uint64 * count)(*cookies)
     path_buffer = ctypes.create_string_buffer(os.fsencode(path))
     attribute = struct.pack(
         "<IIIIQQQQIII",
-        program, 0, ATTACH_UPROBE_MULTI, 0,
+        program, 0, ATTACH_UPROBE_SESSION if session else ATTACH_UPROBE_MULTI, 0,
         ctypes.addressof(path_buffer), ctypes.addressof(offset_array), 0, ctypes.addressof(cookie_array),
         count, UPROBE_MULTI_RETURN if returns else 0, pid,
     )  # fmt: skip
@@ -243,6 +327,15 @@ def link_perf_event(program: int, event: int, cookie: int) -> int:
         )
     except OSError as error:
         raise refused("cannot attach uprobes", error, "perf-event link") from None
+
+
+def link_raw_tracepoint(program: int, name: str) -> int:
+    """Attach a raw tracepoint program by the tracepoint's name."""
+    text = ctypes.create_string_buffer(name.encode())
+    try:
+        return _bpf(_RAW_TRACEPOINT_OPEN, struct.pack("<QII", ctypes.addressof(text), program, 0))
+    except OSError as error:
+        raise refused(f"cannot attach to the tracepoint {name}", error) from None
 
 
 def link_tracing(program: int, name: str) -> int:

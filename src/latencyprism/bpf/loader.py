@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from latencyprism.bpf import kernel
-from latencyprism.bpf.btf import DATASEC, STRUCT, TYPEDEF, Btf, parse_ext
+from latencyprism.bpf.btf import DATASEC, FUNC, STRUCT, TYPEDEF, Btf, kernel_type, parse_ext
 from latencyprism.bpf.object_file import ObjectFile, Section, parse_object
 from latencyprism.errors import BadInput, PrismError
 
@@ -19,6 +19,10 @@ _PSEUDO_MAP_FD, _PSEUDO_MAP_VALUE, _PSEUDO_FUNC = 1, 2, 4
 _TEXT = ".text"
 _DATA_SECTIONS = (".rodata", ".bss", ".data")
 _LOAD_IMM64 = 0x18
+_KERNEL_FUNCTIONS = {
+    bytes((0x85, 0x20, 0, 0, 0x51, 0xE5, 0x51, 0xE5)): "bpf_session_cookie",
+    bytes((0x85, 0x20, 0, 0, 0x52, 0xE5, 0x52, 0xE5)): "bpf_session_is_return",
+}
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,7 @@ class LoadedObject:
             functions += _moved(more_functions, "<II", at // 8)
             relocations += _moved(more_relocations, "<IIII", at)
             code += self._relocate(text, 0)[0]
+        code = _with_kernel_functions(code)
         return self._keep(
             kernel.program_load(
                 kind,
@@ -219,6 +224,20 @@ class LoadedObject:
             self._memory = last
         while self._descriptors:
             os.close(self._descriptors.pop())
+
+
+def _with_kernel_functions(code: bytes) -> bytes:
+    """Calls of kernel functions carry a mark of ours instead of the number, which differs between kernels."""
+    if not any(mark in code for mark in _KERNEL_FUNCTIONS):
+        return code
+    numbers = kernel_type(FUNC, list(_KERNEL_FUNCTIONS.values()))
+    for mark, name in _KERNEL_FUNCTIONS.items():
+        if mark in code and name not in numbers:
+            raise kernel.FeatureMissing(
+                "cannot load the eBPF program", f"no kernel function {name}", kernel.KERNEL
+            )
+        code = code.replace(mark, mark[:4] + struct.pack("<I", numbers.get(name, 0)))
+    return code
 
 
 def _name_of(file: ObjectFile, section: int) -> str:

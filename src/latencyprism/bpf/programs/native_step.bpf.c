@@ -8,6 +8,7 @@
  * tokens, whether an output is wanted. Positions and counts only; token values are never read.
  */
 #include "lp_bpf.h"
+#include "lp_registers.h"
 
 #define POINTS 32
 #define ARGS 2
@@ -88,28 +89,6 @@ struct {
     MAP_TYPE(key, u32);
     MAP_TYPE(value, u32);
 } last_point SEC(".maps");
-
-#if defined(LP_X86_64)
-struct registers {
-    u64 r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di, orig_ax, ip, cs, flags, sp, ss;
-};
-#define ARG0(regs) ((regs)->di)
-#define ARG1(regs) ((regs)->si)
-#define ARG2(regs) ((regs)->dx)
-#define HIDDEN_RESULT 1 /* the place of a returned object is passed as the first argument */
-#define RETURNED(regs) ((regs)->ax)
-#elif defined(LP_AARCH64)
-struct registers {
-    u64 x[31], sp, pc, pstate;
-};
-#define ARG0(regs) ((regs)->x[0])
-#define ARG1(regs) ((regs)->x[1])
-#define ARG2(regs) ((regs)->x[2])
-#define HIDDEN_RESULT 0 /* it has a register of its own, x8 */
-#define RETURNED(regs) ((regs)->x[0])
-#else
-#error "define LP_X86_64 or LP_AARCH64"
-#endif
 
 /* The calling thread's id in the reader's pid namespace if it belongs to the target, else 0. */
 INLINE u32 thread_of_target(void)

@@ -1,0 +1,270 @@
+"""Waits of threads, joined to the steps in whose time they fall: how long, of which kind, whose, by whom.
+
+A wait that spans several steps is split between them. Waits too short for a record of their own come from
+the totals of their thread: what these grew by between two readings, less what the records said, is spread
+evenly over that stretch of time. So nothing is left out, records lost to a full ring included.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from latencyprism.bpf.waits import ASLEEP, RUNNABLE, STOLEN, TOTALS, Intervals, Kind, comm, syscall_name
+from latencyprism.records import Span, Step
+
+LOOP, WORKER, API, OTHER = "engine loop", "worker", "API server", "other"
+ROLES = (LOOP, WORKER, API, OTHER)
+HORIZON_NS = 20_000_000_000
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which thread does what. ``loop``: those that emit steps; ``workers``: main threads of worker processes;
+    ``processes``: {pid: role in words} as ``Replica.roles`` tells it."""
+
+    loop: frozenset[int]
+    workers: frozenset[int] = frozenset()
+    processes: Mapping[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, processes: Mapping[int, str], loop: Iterable[int] = ()) -> Roles:
+        """Without ``loop``, the main thread of every process that is no worker and no API server."""
+        workers = frozenset(pid for pid, role in processes.items() if role.startswith("Worker"))
+        known = frozenset(loop) or frozenset(
+            pid for pid, role in processes.items() if pid not in workers and role != API
+        )
+        return cls(known, workers - known, dict(processes))
+
+    @property
+    def critical(self) -> frozenset[int]:
+        """The threads that a step waits for."""
+        return self.loop | self.workers
+
+    def of_thread(self, tid: int, tgid: int) -> str:
+        """One of ``ROLES``."""
+        if tid in self.loop:
+            return LOOP
+        if tid in self.workers:
+            return WORKER
+        return API if self.processes.get(tgid) == API else OTHER
+
+
+@dataclass
+class Share:
+    """What of one thread fell into one step: ns by kind, and major faults."""
+
+    ns: dict[int, float] = field(default_factory=lambda: defaultdict(float))
+    major_faults: int = 0
+
+    def total(self, kinds: Iterable[Kind]) -> int:
+        return round(sum(self.ns.get(kind, 0.0) for kind in kinds))
+
+
+class _Short(NamedTuple):
+    """Waits without a record, spread over a stretch of time: ns by kind."""
+
+    start_ns: int
+    end_ns: int
+    ns: dict[int, float]
+
+
+class _Thread:
+    """One thread's records (start, end, kind, major faults), and what its totals say beyond them."""
+
+    def __init__(self, since_ns: int) -> None:
+        self.records: deque[tuple[int, int, int, int]] = deque()
+        self.short: deque[_Short] = deque()
+        self._recorded = np.zeros(TOTALS)
+        self._beyond = np.zeros(TOTALS)
+        self._read_ns = since_ns
+
+    def add(self, own: Intervals) -> None:
+        kinds = own["kind"]
+        counted = own[kinds < TOTALS]
+        spent = counted["end_ns"] - counted["start_ns"]
+        self._recorded += np.bincount(counted["kind"], spent, TOTALS)
+        kept = own[(kinds < TOTALS) | (kinds == Kind.FAULTS)]
+        self.records.extend(
+            (start, end, kind, faults if kind == Kind.FAULTS else 0)
+            for start, end, kind, faults in zip(
+                kept["start_ns"].tolist(),
+                kept["end_ns"].tolist(),
+                kept["kind"].tolist(),
+                kept["culprit_tid"].tolist(),
+            )
+        )
+
+    def read(self, now_ns: int, totals: np.void) -> None:
+        """Records are newer than the totals: what they seem to be ahead by is never counted twice."""
+        beyond = totals["ns"].astype(np.float64) - self._recorded
+        grown = np.maximum(beyond - self._beyond, 0.0)
+        self._beyond = np.maximum(self._beyond, beyond)
+        found = {kind: float(grown[kind]) for kind in np.flatnonzero(grown > 0).tolist()}
+        if found and now_ns > self._read_ns:
+            self.short.append(_Short(self._read_ns, now_ns, found))
+        self._read_ns = now_ns
+
+    def forget(self, before_ns: int) -> None:
+        while self.records and self.records[0][1] < before_ns:
+            self.records.popleft()
+        while self.short and self.short[0].end_ns < before_ns:
+            self.short.popleft()
+
+    def share(self, start_ns: int, end_ns: int) -> Share:
+        found = Share()
+        for start, end, kind, faults in reversed(self.records):
+            if end < start_ns:
+                break
+            if kind == Kind.FAULTS:
+                found.major_faults += faults if start_ns <= start < end_ns else 0
+            elif start < end_ns and end > start_ns:
+                found.ns[kind] += min(end, end_ns) - max(start, start_ns)
+        for stretch in reversed(self.short):
+            if stretch.end_ns <= start_ns:
+                break
+            overlap = min(end_ns, stretch.end_ns) - max(start_ns, stretch.start_ns)
+            if overlap > 0:
+                part = overlap / (stretch.end_ns - stretch.start_ns)
+                for kind, spent in stretch.ns.items():
+                    found.ns[kind] += spent * part
+        return found
+
+
+class Attribution:
+    """``update`` with what the probe says, then ``fill`` steps that ended before.
+
+    It must get everything from the probe's start on, at ``since_ns``; of steps that began earlier nothing is
+    known, and they stay as they are.
+    """
+
+    def __init__(self, roles: Roles, since_ns: int) -> None:
+        self.roles = roles
+        self.since_ns = since_ns
+        self._threads = {tid: _Thread(since_ns) for tid in roles.critical}
+
+    @property
+    def tids(self) -> list[int]:
+        """The threads whose totals ``update`` wants."""
+        return list(self._threads)
+
+    def update(self, now_ns: int, totals: Mapping[int, np.void], intervals: Intervals) -> None:
+        """``totals`` read at ``now_ns``, ``intervals`` after them."""
+        tids = intervals["tid"]
+        for tid, thread in self._threads.items():
+            if len(intervals):
+                own = intervals[tids == tid]
+                if len(own):
+                    thread.add(own)
+            if tid in totals:
+                thread.read(now_ns, totals[tid])
+            thread.forget(now_ns - HORIZON_NS)
+
+    def share(self, step: Step, tid: int) -> Share:
+        """What fell into the time of ``step``, of one of the critical threads."""
+        return self._threads[tid].share(step.start_ns, step.end_ns)
+
+    def fill(self, steps: Sequence[Step]) -> list[Step]:
+        """Steps with ``runqueue_ns``, ``throttled_ns`` and ``major_faults`` (the engine loop's, plus those of
+        the worker that had the most, because a step waits for its slowest), and ``offcpu_ns`` (the loop's
+        own: it sleeps while workers work)."""
+        return [self._filled(step) if step.start_ns >= self.since_ns else step for step in steps]
+
+    def _filled(self, step: Step) -> Step:
+        loops = [self.share(step, tid) for tid in self.roles.loop]
+        workers = [self.share(step, tid) for tid in self.roles.workers]
+
+        def worst(kinds: Sequence[Kind]) -> int:
+            slowest = max((share.total(kinds) for share in workers), default=0)
+            return max((share.total(kinds) for share in loops), default=0) + slowest
+
+        faults = max((share.major_faults for share in loops), default=0)
+        return step._replace(
+            runqueue_ns=worst(RUNNABLE),
+            throttled_ns=worst((Kind.THROTTLED,)),
+            offcpu_ns=max((share.total(ASLEEP) for share in loops), default=0),
+            major_faults=faults + max((share.major_faults for share in workers), default=0),
+        )
+
+
+class Wait(NamedTuple):
+    """What of one kind fell into one step, by role of the thread that waited and by who is behind it."""
+
+    step: int
+    role: str
+    kind: Kind
+    ns: int
+    culprit_pid: int
+    culprit: str
+    syscall: str
+
+
+def by_step(steps: Sequence[Step], intervals: Intervals, roles: Roles) -> list[Wait]:
+    """Every recorded wait of any thread, split between the steps it overlaps and added up; the longest of a
+    step first. Steps of one engine loop, which do not overlap."""
+    ordered = sorted(steps, key=lambda step: step.start_ns)
+    starts = np.array([step.start_ns for step in ordered], np.int64)
+    ends = np.array([step.end_ns for step in ordered], np.int64)
+    sums: dict[tuple[int, str, int, int, str, str], int] = defaultdict(int)
+    for row in intervals[intervals["kind"] <= Kind.SYSCALL]:
+        begun, ended = int(row["start_ns"]), int(row["end_ns"])
+        first = int(np.searchsorted(ends, begun, "right"))
+        last = int(np.searchsorted(starts, ended, "left"))
+        role = roles.of_thread(int(row["tid"]), int(row["tgid"]))
+        kind, who = int(row["kind"]), int(row["culprit_tgid"])
+        said = (comm(row["culprit"]) if who else "", syscall_name(int(row["syscall"])))
+        for at in range(first, last):
+            overlap = min(ended, int(ends[at])) - max(begun, int(starts[at]))
+            sums[(ordered[at].step, role, kind, who, *said)] += overlap
+    waits = [
+        Wait(step, role, Kind(kind), ns, who, name, call)
+        for (step, role, kind, who, name, call), ns in sums.items()
+    ]
+    return sorted(waits, key=lambda wait: (wait.step, -wait.ns))
+
+
+def to_spans(intervals: Intervals, names: Mapping[int, str], least_ns: int = 0) -> list[Span]:
+    """Spans on tracks ``("NAME TID", "sched")``, in the words that the rest of the tool knows:
+    ``run-queue (after PID NAME)``, ``run-queue (throttled)``, ``off-CPU (futex)``. What lies over these has
+    lanes of its own: ``syscall``, ``interrupts``, ``memory``. ``names``: {tid: thread name}."""
+    kinds = intervals["kind"]
+    lasting = intervals["end_ns"] - intervals["start_ns"] >= least_ns
+    drawn = intervals[(kinds <= Kind.SYSCALL) & lasting]
+    return [_span(row, names) for row in drawn[np.lexsort((drawn["start_ns"], drawn["tid"]))]]
+
+
+def _span(row: np.void, names: Mapping[int, str]) -> Span:
+    tid, kind = int(row["tid"]), Kind(int(row["kind"]))
+    lane, name = _lane(row, kind)
+    details: list[tuple[str, str | int | float]] = []
+    call = syscall_name(int(row["syscall"]))
+    if call and kind != Kind.SYSCALL:
+        details.append(("syscall", call))
+    if row["iowait"]:
+        details.append(("waits_for", "block device"))
+    who, said = int(row["culprit_tgid"]), comm(row["culprit"])
+    if who and kind in (Kind.PREEMPTED, Kind.YIELDED, Kind.THROTTLED):
+        details += [("preempted_by", who), ("preempted_by_comm", said)]
+    elif who and kind in ASLEEP:
+        details += [("woken_by", who), ("woken_by_comm", said)]
+    track = (f"{names.get(tid, '?')} {tid}", lane)
+    return Span(track, name, int(row["start_ns"]), int(row["end_ns"]), None, tuple(details))
+
+
+def _lane(row: np.void, kind: Kind) -> tuple[str, str]:
+    if kind in RUNNABLE:
+        who = f"{int(row['culprit_tgid'])} {comm(row['culprit'])}" if row["culprit_tgid"] else "idle"
+        return "sched", f"run-queue (after {who})"
+    if kind == Kind.THROTTLED:
+        return "sched", "run-queue (throttled)"
+    if kind == Kind.SYSCALL:
+        return "syscall", syscall_name(int(row["syscall"]))
+    if kind in STOLEN:
+        return "interrupts", comm(row["culprit"]) or f"{kind.label} {int(row['value'])}"
+    if kind > Kind.OTHER:
+        return "memory", kind.label
+    return "sched", f"off-CPU ({kind.label})"

@@ -1,0 +1,253 @@
+"""The always-on probe: each wait under its reason and by its culprit, and nothing left out of the totals."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from latencyprism.bpf import below as below_module
+from latencyprism.bpf import kernel
+from latencyprism.bpf.below import ALWAYS, BelowProbe
+from latencyprism.bpf.waits import (
+    ASLEEP,
+    INTERVAL_DTYPE,
+    TOTALS,
+    TOTALS_DTYPE,
+    Intervals,
+    Kind,
+    syscall_classes,
+    syscall_name,
+    syscall_number,
+)
+from latencyprism.errors import BadInput, PrismError
+
+live = [pytest.mark.bpf, pytest.mark.root]
+
+
+@pytest.fixture
+def probe() -> Iterator[BelowProbe]:
+    with BelowProbe([os.getpid()]) as started:
+        yield started
+
+
+def seen(probe: BelowProbe, action: Callable[[], object]) -> Intervals:
+    """What was recorded of this thread while ``action`` ran."""
+    probe.read()
+    action()
+    records = probe.read()
+    return records[records["tid"] == threading.get_native_id()]
+
+
+def spent(records: Intervals, *kinds: Kind) -> int:
+    chosen = records[np.isin(records["kind"], kinds)]
+    return int((chosen["end_ns"] - chosen["start_ns"]).sum())
+
+
+def test_layouts_are_those_of_the_program() -> None:
+    assert INTERVAL_DTYPE.itemsize == 56  # with its header 64: no record straddles the ring's end
+    assert TOTALS == 22 and TOTALS_DTYPE.itemsize == 2 * 8 * 22 + 24
+    assert sorted(Kind) == list(range(1, 27))
+
+
+def test_system_calls_are_known_by_number_on_both_architectures() -> None:
+    for machine, fsync, futex in (("x86_64", 74, 202), ("aarch64", 82, 98)):
+        assert syscall_name(fsync, machine) == "fsync" and syscall_number("futex", machine) == futex
+        table = syscall_classes(machine)
+        assert (table[fsync], table[futex], len(table)) == (Kind.SYNC, Kind.FUTEX, 512)
+    assert syscall_name(-1, "x86_64") == "" and syscall_name(500, "x86_64") == "syscall 500"
+    assert syscall_number("no_such_call", "x86_64") is None
+
+
+def test_nonsense_targets_are_refused() -> None:
+    for pids in ([], [0], [-1], range(1, 1000)):
+        with pytest.raises(BadInput):
+            BelowProbe(pids)
+
+
+class TestReasons:
+    pytestmark = live
+
+    def test_a_sleep(self, probe: BelowProbe) -> None:
+        records = seen(probe, lambda: time.sleep(0.01))
+        assert spent(records, Kind.SLEEP) == pytest.approx(10e6, rel=0.1)
+        assert spent(records, *(kind for kind in ASLEEP if kind != Kind.SLEEP)) < 1e6
+
+    def test_a_lock(self, probe: BelowProbe) -> None:
+        lock = threading.Lock()
+        lock.acquire()
+        records = seen(probe, lambda: lock.acquire(timeout=0.01))
+        assert spent(records, Kind.FUTEX) == pytest.approx(10e6, rel=0.1)
+        assert {syscall_name(int(n)) for n in records["syscall"][records["kind"] == Kind.FUTEX]} == {"futex"}
+
+    def test_a_pipe_and_who_filled_it(self, probe: BelowProbe) -> None:
+        read, write = os.pipe()
+        code = f"import os, time; time.sleep(0.3); os.write({write}, b'x'); time.sleep(5)"
+        with subprocess.Popen([sys.executable, "-c", code], pass_fds=[write]) as writer:
+            try:
+                records = seen(probe, lambda: os.read(read, 1))
+            finally:
+                writer.kill()
+                os.close(read)
+                os.close(write)
+        waits = records[records["kind"] == Kind.READ]
+        assert len(waits) == 1 and int(waits["end_ns"][0] - waits["start_ns"][0]) > 50e6
+        assert int(waits["culprit_tgid"][0]) == writer.pid
+
+    def test_a_disk(self, probe: BelowProbe, tmp_path: os.PathLike[str]) -> None:
+        def write() -> None:
+            with open(os.path.join(tmp_path, "file"), "wb") as file:
+                file.write(os.urandom(1 << 20))
+                file.flush()
+                os.fsync(file.fileno())
+
+        before = probe.thread_totals(threading.get_native_id())
+        records = seen(probe, write)
+        after = probe.thread_totals(threading.get_native_id())
+        assert after is not None
+        waited = int(after["ns"][Kind.SYNC]) - (int(before["ns"][Kind.SYNC]) if before is not None else 0)
+        assert waited >= spent(records, Kind.SYNC)
+        if waited == 0:
+            pytest.skip("this file system does not wait for a disk")
+
+    def test_a_taken_cpu_and_who_took_it(self, probe: BelowProbe) -> None:
+        cpus = os.sched_getaffinity(0)
+        cpu = max(cpus)
+        code = (
+            f"import os, sys, time; os.sched_setaffinity(0, {{{cpu}}})\n"
+            "os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))\n"
+            "sys.stdin.read(1); begun = time.monotonic()\n"
+            "while time.monotonic() < begun + 0.02: pass\n"
+        )
+        with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as hog:
+            assert hog.stdin
+            time.sleep(0.5)
+            os.sched_setaffinity(0, {cpu})
+            try:
+
+                def ask() -> None:
+                    assert hog.stdin
+                    hog.stdin.write(b"x")
+                    hog.stdin.flush()
+                    begun = time.thread_time()
+                    while time.thread_time() < begun + 0.005:
+                        pass
+
+                records = seen(probe, ask)
+            finally:
+                os.sched_setaffinity(0, cpus)
+                hog.stdin.close()
+                hog.wait()
+        taken = records[(records["kind"] == Kind.PREEMPTED) & (records["culprit_tgid"] == hog.pid)]
+        assert int((taken["end_ns"] - taken["start_ns"]).sum()) == pytest.approx(20e6, rel=0.2)
+
+    def test_system_calls_only_when_deep(self, probe: BelowProbe) -> None:
+        assert len(seen(probe, lambda: time.sleep(0.002))["kind"] == Kind.SYSCALL)
+        assert not probe.syscalls()
+        probe.go_deep()
+        records = seen(probe, lambda: time.sleep(0.002))
+        calls = records[records["kind"] == Kind.SYSCALL]
+        assert "clock_nanosleep" in {syscall_name(int(number)) for number in calls["syscall"]}
+        mine = [c for c in probe.syscalls() if c.tid == threading.get_native_id()]
+        sleeps = next(c for c in mine if c.name == "clock_nanosleep")
+        assert sleeps.calls == 1 and sleeps.total_ns == sleeps.longest_ns > 2e6
+        probe.go_back()
+        assert "syscalls" not in probe.attached
+        assert Kind.SYSCALL not in seen(probe, lambda: time.sleep(0.002))["kind"]
+
+
+class TestTotals:
+    pytestmark = live
+
+    def test_short_waits_are_in_the_totals_alone(self) -> None:
+        with BelowProbe([os.getpid()], min_ns=1_000_000_000) as probe:
+            for _ in range(20):
+                time.sleep(0.001)
+            records = probe.read()
+            totals = probe.totals()[threading.get_native_id()]
+        assert Kind.SLEEP not in records["kind"]
+        assert totals["count"][Kind.SLEEP] >= 20 and totals["ns"][Kind.SLEEP] > 20e6
+
+    def test_what_a_full_ring_loses_is_counted_and_in_the_totals(self) -> None:
+        with BelowProbe([os.getpid()], min_ns=0, ring_bytes=4096) as probe:
+            probe.read()
+            for _ in range(200):
+                time.sleep(0.0001)
+            lost, kept = probe.lost, len(probe.read())
+            totals = probe.totals()[threading.get_native_id()]
+        assert lost > 100 and kept <= 64
+        assert totals["count"][Kind.SLEEP] >= 200
+        assert probe.lost >= lost  # still readable
+
+    def test_major_faults_are_the_kernels(self, probe: BelowProbe) -> None:
+        totals = probe.thread_totals(threading.get_native_id())
+        assert totals is not None and totals["minor_faults"] >= 0
+
+    def test_threads_that_end_are_forgotten(self, probe: BelowProbe) -> None:
+        tids: list[int] = []
+
+        def short() -> None:
+            tids.append(threading.get_native_id())
+            time.sleep(0.01)
+
+        thread = threading.Thread(target=short)
+        thread.start()
+        time.sleep(0.005)
+        assert tids[0] in probe.totals()
+        thread.join()
+        time.sleep(0.01)
+        assert tids[0] not in probe.totals()
+
+    def test_every_run_of_a_program_is_counted(self, probe: BelowProbe) -> None:
+        before = probe.hits()
+        for _ in range(10):
+            time.sleep(0.001)
+        after = probe.hits()
+        assert after["mine"] - before["mine"] >= 20 and after["switch"] > before["switch"]
+
+
+class TestMissing:
+    pytestmark = live
+
+    def test_a_tracepoint_that_is_not_there_is_named_and_the_rest_works(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        groups = dict(below_module.GROUPS)
+        groups["network"] = groups["network"]._replace(tracepoints=("no_such_tracepoint",))
+        monkeypatch.setattr(below_module, "GROUPS", groups)
+        with BelowProbe([os.getpid()]) as probe:
+            assert probe.missing == ["network: this kernel has no tracepoint no_such_tracepoint"]
+            assert set(probe.attached) == set(ALWAYS) - {"network"}
+            assert Kind.SLEEP in seen(probe, lambda: time.sleep(0.002))["kind"]
+
+    def test_without_type_information_it_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(below_module, "kernel_type", lambda kind, names: {})
+        with pytest.raises(PrismError, match="no tracepoint sched_switch"):
+            BelowProbe([os.getpid()]).start()
+
+    def test_without_rights_it_says_which(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(command: int, attribute: bytes) -> int:
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr(kernel, "_bpf", refuse)
+        with pytest.raises(PrismError) as refused:
+            BelowProbe([os.getpid()]).start()
+        assert "CAP_BPF" in refused.value.remedy
+
+    def test_nothing_stays_open(self) -> None:
+        def count() -> int:
+            return len(os.listdir("/proc/self/fd"))
+
+        with BelowProbe([os.getpid()]):
+            pass
+        before = count()
+        for _ in range(3):
+            with BelowProbe([os.getpid()]) as probe:
+                probe.go_deep()
+        assert count() == before and probe.totals() == {} and len(probe.read()) == 0
