@@ -119,7 +119,7 @@ def _stops(target: int, count: int, rng: random.Random) -> list[tuple[int, int]]
     truth: list[tuple[int, int]] = []
     for _ in range(count):
         time.sleep(0.8 + rng.random())
-        with inject.start("peer.stalled", target, duration_s=0.9, stop_ms=50.0, every_s=10.0) as injection:
+        with inject.start("peer.stalled", target, duration_s=0.9, stop_ms=50.0, every_s=0.8) as injection:
             injection.wait()
             truth += [(start, end) for start, end, _ in injection.truth()]
     return truth

@@ -11,6 +11,10 @@ OVER = 0.8
 a shift that is over: the sum is dropped."""
 
 
+RAREST = 18.0
+"""ln of the mean number of quiet steps between false alarms that is asked for at most."""
+
+
 class ShiftTest:
     """Sums of excess over slack. ``onset`` is the step at which the running sum left zero."""
 
@@ -34,8 +38,15 @@ class ShiftTest:
         level = self.level
         by_drift = level.slack_drift * wander
         recent = self.recent = self.recent + RECENT * ((fast if fast < clip else clip) - self.recent)
-        slack = level.fast_slack if level.fast_slack > by_drift else by_drift
-        need = level.rarity * variance / (2.0 * slack)
+        slack, rarity = level.fast_slack, level.rarity
+        if by_drift > slack:
+            # The drift of a restless machine is no Brownian motion: its bursts pass limits made for one far
+            # more often than the formula says. So rarer is asked for as drift comes to rule the slack.
+            rarity *= by_drift / slack
+            if rarity > RAREST:
+                rarity = RAREST if RAREST > level.rarity else level.rarity
+            slack = by_drift
+        need = rarity * variance / (2.0 * slack)
         limit = level.fast_limit if level.fast_limit > need else need
         if self.fast <= 0.0:
             self.fast_onset = step
@@ -52,7 +63,7 @@ class ShiftTest:
         if fired:
             self.onset = self.fast_onset
         slack = level.slow_slack if level.slow_slack > by_drift else by_drift
-        need = level.rarity * variance / (2.0 * slack)
+        need = rarity * variance / (2.0 * slack)
         limit = level.slow_limit if level.slow_limit > need else need
         if self.slow <= 0.0:
             self.slow_onset = step
