@@ -42,9 +42,8 @@ class ShiftTest:
         if by_drift > slack:
             # The drift of a restless machine is no Brownian motion: its bursts pass limits made for one far
             # more often than the formula says. So rarer is asked for as drift comes to rule the slack.
-            rarity *= by_drift / slack
-            if rarity > RAREST:
-                rarity = RAREST if RAREST > level.rarity else level.rarity
+            asked = rarity * by_drift / slack
+            rarity = max(rarity, asked if asked < RAREST else RAREST)
             slack = by_drift
         need = rarity * variance / (2.0 * slack)
         limit = level.fast_limit if level.fast_limit > need else need
