@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 import sys
@@ -12,27 +11,25 @@ from pathlib import Path
 
 import pytest
 
-PYENV = Path.home() / ".pyenv" / "versions"
-VERSIONS = ("3.10", "3.11", "3.12", "3.13")
+from latencyprism.bench import attaching
+
+VERSIONS = attaching.VERSIONS
 
 
-def find_python(version: str) -> str | None:
-    """An interpreter of that minor version: pyenv's, this one, or one on the PATH."""
-    if sys.version_info[:2] == tuple(map(int, version.split("."))):
-        return sys.executable
-    for folder in sorted(PYENV.glob(f"{version}.*")):
-        if (folder / "bin" / "python").exists():
-            return str(folder / "bin" / "python")
-    for folder in os.environ.get("PATH", "").split(os.pathsep):
-        if (Path(folder) / f"python{version}").exists():
-            return str(Path(folder) / f"python{version}")
-    return None
+@pytest.fixture(params=VERSIONS[:-1])
+def python(request: pytest.FixtureRequest) -> str:
+    """Path of an interpreter, once for each minor version that is entered by a stop."""
+    return _found(request)
 
 
 @pytest.fixture(params=VERSIONS)
-def python(request: pytest.FixtureRequest) -> str:
+def any_python(request: pytest.FixtureRequest) -> str:
     """Path of an interpreter, once for each supported minor version."""
-    found = find_python(request.param)
+    return _found(request)
+
+
+def _found(request: pytest.FixtureRequest) -> str:
+    found = attaching.find_pythons().get(request.param)
     if found is None:
         pytest.skip(f"no Python {request.param} on this machine")
     return found

@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from latencyprism.attach.cycles import quantile, run_cycles
 from latencyprism.attach.inject import Injector
 from latencyprism.attach.memory import read_memory
 from latencyprism.attach.ptrace import Registers, Tracee, in_tracer_thread
 from latencyprism.attach.slack import SLOT_BYTES
+from latencyprism.bench.attaching import quantile, run_stand_in
 from latencyprism.errors import TargetRefused
 
 pytestmark = pytest.mark.attach_safety
@@ -31,14 +31,16 @@ while True:
 """
 
 
-def test_cycles_leave_a_busy_target_right_and_restored(python: str) -> None:
-    report = run_cycles(python, 25)
-    assert report.exit_code == 0
-    assert report.injections == 50
-    assert report.wrong == 0, report.wrong_examples
-    assert report.restored
-    assert report.calls > 0
-    assert set(report.done) == {"json", "zlib", "float", "socket"} and all(report.done.values())
+def test_cycles_leave_a_busy_target_right_and_as_it_was(any_python: str) -> None:
+    """Whole attachments with the real probe: no wrong result, no trace, a record in every one."""
+    figures = run_stand_in(any_python, 20)
+    assert (figures["crashes"], figures["hangs"], figures["wrong"]) == (0, 0, 0)
+    assert figures["left"] == [] and figures["leftovers"] == 0
+    assert figures["attached"] == 20 and figures["silent"] == 0 and figures["probe_errors"] == 0
+    assert figures["compared"]["attribute"] > 10 and figures["compared"]["mapping"] > 10
+    assert all(figures["iterations"].values())
+    stopped = figures["routes"].keys() & {"pending", "gil"}
+    assert (figures["stops"] > 0) == bool(stopped)
 
 
 def test_pending_route_is_taken_and_short(start) -> None:
@@ -49,7 +51,7 @@ def test_pending_route_is_taken_and_short(start) -> None:
         text, seen = target.note()
         reports.append(injector.run(text, seen))
     assert {report.route for report in reports} == {"pending"}
-    held = quantile(tuple(report.held_us for report in reports), 0.5)
+    held = quantile([report.held_us for report in reports], 0.5)
     # Measured at 0.1 to 0.2 ms; the limit leaves room for a loaded machine.
     assert held is not None and held < 5000
     assert target.process.poll() is None

@@ -17,8 +17,10 @@ NAMES = ["process", "state", "tracer", "rights", "access", "yama", "machine", "l
 def test_good_target_meets_all(start) -> None:
     target = start(LOOP)
     found = conditions(target.pid)
-    assert [one.name for one in found] == [*NAMES, "python", "route", "room", "namespaces"]
+    names = [*NAMES, "python", "route", "room", "folder", "main thread", "namespaces"]
+    assert [one.name for one in found] == names
     assert all(one.ok for one in found), found
+    assert all(one.detail for one in found)
 
 
 def test_each_bad_condition_has_a_remedy(start) -> None:
@@ -51,10 +53,10 @@ def test_yama_is_read_as_it_is(monkeypatch, tmp_path) -> None:
         assert access.yama_scope() == value
 
 
-def test_interpreter_of_each_version(start, python: str) -> None:
-    target = start(LOOP, python)
+def test_interpreter_of_each_version(start, any_python: str) -> None:
+    target = start(LOOP, any_python)
     told = subprocess.run(
-        [python, "-c", "import sys; print(*sys.version_info[:3])"], capture_output=True, text=True
+        [any_python, "-c", "import sys; print(*sys.version_info[:3])"], capture_output=True, text=True
     )
     version = tuple(map(int, told.stdout.split()))
     info = python_of(target.pid)

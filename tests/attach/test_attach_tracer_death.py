@@ -13,6 +13,7 @@ import pytest
 
 from latencyprism.attach.inject import Injector
 from latencyprism.attach.process import read_process
+from latencyprism.bench import attach_kill
 
 pytestmark = pytest.mark.attach_safety
 
@@ -138,3 +139,13 @@ def test_interrupted_tracer_leaves_nothing_stopped(start, tmp_path: Path) -> Non
         tracer.communicate()
     assert read_process(target.pid).state in "RS"
     _finish(target)
+
+
+@pytest.mark.parametrize("idle", [False, True], ids=["at work", "in a wait"])
+def test_tracer_killed_at_random_moments(idle: bool) -> None:
+    """By a timer of the kernel anywhere in the attempt, and one in four right between registers and mask."""
+    told = attach_kill.run(sys.executable, 32, 5, idle=idle, say=lambda text: None)
+    assert told["survived"] == told["kills"] == 32
+    assert told["wrong"] == 0
+    assert told["between_registers_and_mask"] >= 4
+    assert len(told["died"]) >= 2

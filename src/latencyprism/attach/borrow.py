@@ -6,6 +6,9 @@ tracer any more once it is let go, and that it is let go whatever happens.
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import os
 import struct
 import time
 from dataclasses import dataclass
@@ -23,6 +26,8 @@ _STACK_REACH = 64 << 20
 _SIGRETURN = 15
 _FINGERPRINT_BYTES = 64
 _USER_CODE_64 = 0x33
+# More than the XSAVE state of any processor without AMX in use.
+_XSTATE_LOOK = 4096
 
 
 @dataclass(slots=True)
@@ -68,20 +73,27 @@ class Borrower:
         self._stack_end = ends[0]
         self._code = (self._api["Py_AddPendingCall"], _FINGERPRINT_BYTES)
         self._fingerprint = read_memory(self.pid, *self._code)
+        self._rseq: int | None = None
 
-    def attempt(self, route: str, text: int) -> Attempt:
-        """One stop on ``route`` (pending or gil) for the zero-ended text at address ``text`` of the target.
+    def attempt(self, route: str, text: int | bytes) -> Attempt:
+        """One stop on ``route``: ``pending`` for the zero-ended text at address ``text`` of the target, or
+        ``gil`` for the text itself, which is then laid on the borrowed stack.
 
         Raises Gone when the target ended, TargetRefused when it cannot be traced or is stopped by a signal.
         """
-        enter = self._enter_gil if route == "gil" else self._enter_pending
+        if isinstance(text, bytes):
+            enter = functools.partial(self._enter_gil, text=text)
+        else:
+            enter = functools.partial(self._enter_pending, text=text)
 
         def work() -> Attempt:
+            self._rehearse()
             asked = time.perf_counter_ns()
             with Tracee(self.pid) as tracee:
                 # From here on the pid cannot become another process.
                 if not self.identity.alive():
                     raise Gone
+                tracee.rehearse()
                 stop = tracee.stop(_STOP_LIMIT_S)
                 stood = time.perf_counter_ns()
                 if stop is None:
@@ -91,12 +103,29 @@ class Borrower:
                         f"process {self.pid} is stopped", "a stop signal holds it", f"kill -CONT {self.pid}"
                     )
                 else:
-                    attempt = enter(tracee, text)
+                    attempt = enter(tracee)
             now = time.perf_counter_ns()
             attempt.stop_us, attempt.held_us = (now - asked) / 1e3, (now - stood) / 1e3
             return attempt
 
         return in_tracer_thread(work)
+
+    def _rehearse(self) -> None:
+        """Do once, on made-up values, what will be done while the target stands: the first time of anything
+        takes several times as long (pages, caches, specialised bytecode)."""
+        self.same_program([])
+        made_up = Registers()
+        made_up.rsp, made_up.rip, made_up.cs = (
+            self._stack_end - _STACK_REACH // 2,
+            self._code[0],
+            _USER_CODE_64,
+        )
+        here = ctypes.create_string_buffer(_XSTATE_LOOK)
+        call = Call(self._api["Py_AddPendingCall"], (self._api["PyRun_SimpleString"], 0))
+        after = resumed(made_up, bytes(7)) or made_up
+        image = stack_image(after, here.raw, 0, self.python.restore_rt, [call])
+        if len(image.data) <= len(here):
+            write_memory(os.getpid(), ctypes.addressof(here), image.data)
 
     def in_runtime(self, address: int) -> bool:
         """True for a futex of the interpreter itself: the thread is just taking or giving the GIL.
@@ -113,8 +142,11 @@ class Borrower:
             return "the main thread is on another stack"
         if registers.cs != _USER_CODE_64:
             return "the main thread runs 32-bit code"
+        if self._rseq is None:
+            # The C library registers it once, when the thread starts.
+            self._rseq = tracee.rseq_address() or 0
         # Without a restartable sequence of its own (rseq_cs at 8) the code is simply looked at twice.
-        sequence, code = ((tracee.rseq_address() or 0) + 8, 8), (registers.rip - 7, 7)
+        sequence, code = (self._rseq + 8, 8), (registers.rip - 7, 7)
         seen = self.same_program([code, sequence if sequence[0] > 8 else code])
         after = resumed(registers, seen[0])
         if after is None:
@@ -144,8 +176,10 @@ class Borrower:
         found = self._resumed(tracee)
         if isinstance(found, str):
             return Attempt(why=found)
-        registers, after, _ = found
-        if any(start <= registers.rip < end for start, end in self.python.queue_code):
+        registers, after, number = found
+        # Asleep in a futex it waits for some lock and does not hold the queue's: nothing is waited for while
+        # that is held. An engine loop that waits for its worker's result is mostly asleep like this.
+        if number != FUTEX and any(start <= registers.rip < end for start, end in self.python.queue_code):
             return Attempt(why="the main thread may hold the lock of the pending-call queue")
         call = Call(self._api["Py_AddPendingCall"], (self._api["PyRun_SimpleString"], text))
         image = stack_image(after, tracee.xstate(), tracee.signal_mask(), self.python.restore_rt, [call])
@@ -159,7 +193,7 @@ class Borrower:
         tracee.set_registers(image.entry)
         tracee.set_signal_mask(BLOCKED_SIGNALS)
 
-    def _enter_gil(self, tracee: Tracee, text: int) -> Attempt:
+    def _enter_gil(self, tracee: Tracee, text: bytes) -> Attempt:
         found = self._resumed(tracee)
         if isinstance(found, str):
             return Attempt(why=found)
@@ -173,14 +207,16 @@ class Borrower:
         if held is None:
             return Attempt(why="the thread did not come back from a look at its GIL state")
         if held:
-            return Attempt(why=f"the main thread holds the GIL in system call {WAITING[number]}", final=True)
+            why = f"the main thread holds the GIL in system call {WAITING[number]}"
+            return Attempt(why=f"{why}, or sub-interpreters are in use", final=True)
+        data = text + b"\0"
         calls = [
             Call(self._api["PyGILState_Ensure"]),
-            Call(self._api["PyRun_SimpleString"], (text,)),
+            Call(self._api["PyRun_SimpleString"], (scratch_address(after, len(data)),)),
             # Ensure gives UNLOCKED (1) whenever Check gave 0.
             Call(self._api["PyGILState_Release"], (1,)),
         ]
-        self._enter(tracee, stack_image(after, xstate, mask, self.python.restore_rt, calls))
+        self._enter(tracee, stack_image(after, xstate, mask, self.python.restore_rt, calls, data))
         return Attempt(entered=True, why="another thread keeps the GIL")
 
     def _holds_gil(self, tracee: Tracee, after: Registers, xstate: bytes, mask: int) -> bool | None:

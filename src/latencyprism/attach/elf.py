@@ -49,7 +49,9 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class _Section:
+    name: int
     kind: int
+    address: int
     offset: int
     size: int
     link: int
@@ -129,7 +131,7 @@ class Elf:
         self.type: int = header[1]
         self.machine: int = header[2]
         program_offset, section_offset = header[5], header[6]
-        program_size, program_count, section_size, section_count = header[9:13]
+        program_size, program_count, section_size, section_count, self._names_at = header[9:14]
         self.segments = list(self._segments(program_offset, program_size, program_count))
         self._sections = list(self._section_headers(section_offset, section_size, section_count))
 
@@ -150,7 +152,20 @@ class Elf:
         if entry != _SECTION.size or count > _MAX_SECTIONS:
             raise BadInput("not a usable ELF file", "odd section headers")
         for fields in _SECTION.iter_unpack(self.read(offset, entry * count)):
-            yield _Section(fields[1], fields[4], fields[5], fields[6], fields[9])
+            yield _Section(fields[0], fields[1], fields[3], fields[4], fields[5], fields[6], fields[9])
+
+    def section(self, name: str) -> tuple[int, int] | None:
+        """(virtual address, size) of the first section of that name; None when there is none."""
+        if not 0 < self._names_at < len(self._sections):
+            return None
+        table = self._sections[self._names_at]
+        if table.size > _TABLE_LIMIT:
+            return None
+        names, wanted = self.read(table.offset, table.size), name.encode() + b"\0"
+        for section in self._sections:
+            if names.startswith(wanted, section.name):
+                return section.address, section.size
+        return None
 
     def _tables(self) -> Iterator[tuple[bytes, bytes]]:
         """(symbol table, its string table), the dynamic one first."""

@@ -1,6 +1,6 @@
 """Running a short text of Python inside a live interpreter, and leaving nothing behind.
 
-Two routes, both with one stop of the main thread after which the target needs no tracer any more:
+Two routes with one stop of the main thread, after which the target needs no tracer any more; one with none:
 
 ``pending``
     ``Py_AddPendingCall(PyRun_SimpleString, text)``. The interpreter runs the text as soon as its main thread
@@ -8,7 +8,10 @@ Two routes, both with one stop of the main thread after which the target needs n
 ``gil``
     ``PyGILState_Ensure``, ``PyRun_SimpleString(text)``, ``PyGILState_Release`` as a chain of calls on the
     main thread. Only while it waits in a known system call and ``PyGILState_Check`` says that it does not
-    hold the GIL. For an idle target.
+    hold the GIL. For an idle target. The text is laid on the borrowed stack.
+``remote``
+    Python 3.14 and later: the interpreter is asked by words in its memory (``remote_exec``); nothing is
+    stopped. For a target at work; an idle one is taken by ``gil``.
 """
 
 from __future__ import annotations
@@ -18,13 +21,15 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ..errors import TargetRefused
 from .borrow import Attempt, Borrower
-from .interpreter import PythonInfo, python_of, refuse_state
+from .interpreter import NEWEST_STOPPED, PythonInfo, python_of, refuse_state
 from .outside import tracer_for
 from .process import read_process, status_fields
 from .ptrace import Gone
+from .remote_exec import RemoteExec
 from .slack import MAX_TEXT_BYTES, Slot, find_slots
 from .syscalls import FUTEX, WAITING
 
@@ -39,9 +44,9 @@ class InjectReport:
     """How one text got in.
 
     ``stop_us`` from the request to stop until the thread was let go, ``held_us`` the part in which it stood
-    still, both summed over ``stops``; ``ack_ms`` from the call of ``run`` to the acknowledgement;
-    ``pending_left`` when an earlier try on the pending route is still queued (its text is blanked, so it will
-    do nothing).
+    still, both summed over ``stops`` (which is 0 on the remote route); ``ack_ms`` from the call of ``run``
+    to the acknowledgement; ``pending_left`` when an earlier try on the pending route is still queued (its
+    text is blanked, so it will do nothing).
     """
 
     route: str
@@ -59,11 +64,20 @@ class _Progress:
     held_us: float = 0.0
     stops: int = 0
     queued: bool = False
+    asked: bool = False
     entered: bool = False
+    done: bool = False
     gil_held: bool = False
     pause_s: float = _RETRY_S
     why: str = "it could not be stopped"
     route: str = field(default="pending")
+
+
+class _Text(NamedTuple):
+    """What is to run; ``slot``: where it lies in the target for a call that is made later."""
+
+    data: bytes
+    slot: Slot | None
 
 
 class Injector:
@@ -82,16 +96,14 @@ class Injector:
         self.python: PythonInfo = python_of(pid)
         self.pid = pid
         self.identity = self.python.identity
+        self._remote: RemoteExec | None = None
+        if self.python.version[:2] > NEWEST_STOPPED:
+            self._remote = RemoteExec(self.python, read_process(pid).ns_pid)
         self._borrower = Borrower(self.python)
         self._tracer = tracer_for(self._borrower)
-        self._slots: list[Slot] = find_slots(pid, self.python.maps)
+        # Without room for a text a target can still be entered while it waits.
+        self._slots: list[Slot] = [] if self._remote else find_slots(pid, self.python.maps)
         self._turn = 0
-        if not self._slots:
-            raise TargetRefused(
-                f"process {pid} cannot be attached to",
-                "no loaded library leaves room for a text",
-                "use eBPF and host signals for it",
-            )
 
     def run(self, text: str, acknowledged: Callable[[], bool], timeout_s: float = 2.0) -> InjectReport:
         """Have the target run ``text`` and wait until ``acknowledged()`` is true.
@@ -119,35 +131,37 @@ class Injector:
 
     def _run(self, data: bytes, acknowledged: Callable[[], bool], timeout_s: float) -> InjectReport:
         self._borrower.same_program([])
-        slot = self._next_slot()
-        slot.put(data)
+        slot = None if self._remote else self._free_slot(len(data))
+        if slot is not None:
+            slot.put(data)
         progress = _Progress(time.monotonic())
         try:
-            return self._drive(slot, acknowledged, progress, progress.started + timeout_s)
+            return self._drive(_Text(data, slot), acknowledged, progress, progress.started + timeout_s)
         finally:
-            self._blank(slot)
+            # It fails when the target is ending or has unloaded that library; the text is gone with either.
+            with contextlib.suppress(TargetRefused):
+                if slot is not None:
+                    slot.clear()
+                if self._remote is not None:
+                    self._remote.withdraw(progress.route == "remote" and progress.done)
 
-    def _next_slot(self) -> Slot:
+    def _free_slot(self, size: int) -> Slot | None:
         for _ in self._slots:
             slot = self._slots[self._turn % len(self._slots)]
             self._turn += 1
-            if slot.is_free():
+            if slot.text_bytes >= size and slot.is_free():
                 return slot
-        raise TargetRefused(f"no room in process {self.pid}", "memory that should be unused is not")
-
-    def _blank(self, slot: Slot) -> None:
-        # It fails when the target is ending or has unloaded that library; the text is gone with either.
-        with contextlib.suppress(TargetRefused):
-            slot.clear()
+        return None
 
     def _drive(
-        self, slot: Slot, acknowledged: Callable[[], bool], progress: _Progress, deadline: float
+        self, text: _Text, acknowledged: Callable[[], bool], progress: _Progress, deadline: float
     ) -> InjectReport:
         while True:
-            self._step(slot, progress)
+            self._step(text, progress)
             until = min(deadline, time.monotonic() + _ACK_LOOK_S) if progress.queued else 0.0
             until = deadline if progress.entered else until
             if _wait(acknowledged, until):
+                progress.done = True
                 return _report(progress)
             if time.monotonic() >= deadline:
                 raise self._timed_out(progress)
@@ -155,25 +169,36 @@ class Injector:
                 raise Gone
             time.sleep(progress.pause_s)
 
-    def _step(self, slot: Slot, progress: _Progress) -> None:
+    def _step(self, text: _Text, progress: _Progress) -> None:
         """At most one stop, on the route that fits what the main thread does now."""
         if not progress.gil_held and self._waits():
-            attempt = self._attempt(progress, "gil", slot)
+            attempt = self._attempt(progress, "gil", text.data)
             progress.gil_held = attempt.final
             if attempt.entered:
                 progress.entered, progress.route = True, "gil"
-        elif not progress.queued:
-            progress.pause_s = min(2 * progress.pause_s, _RETRY_LIMIT_S)
-            attempt = self._attempt(progress, "pending", slot)
-            if attempt.entered:
-                progress.queued, progress.route = True, "pending"
-        else:
+        elif progress.queued:
             return
+        else:
+            attempt = self._queue(text, progress)
         if attempt.final or not progress.gil_held:
             progress.why = attempt.why
 
-    def _attempt(self, progress: _Progress, route: str, slot: Slot) -> Attempt:
-        attempt = self._tracer.attempt(route, slot.address)
+    def _queue(self, text: _Text, progress: _Progress) -> Attempt:
+        """Ask a main thread at work to run the text when it can."""
+        progress.pause_s = min(2 * progress.pause_s, _RETRY_LIMIT_S)
+        if self._remote is not None:
+            self._remote.request(text.data)
+            progress.queued, progress.asked, progress.route = True, True, "remote"
+            return Attempt(entered=True, why="the main thread is in native code")
+        if text.slot is None:
+            return Attempt(why="its main thread is at work, and no loaded library leaves room for a text")
+        attempt = self._attempt(progress, "pending", text.slot.address)
+        if attempt.entered:
+            progress.queued, progress.route = True, "pending"
+        return attempt
+
+    def _attempt(self, progress: _Progress, route: str, text: int | bytes) -> Attempt:
+        attempt = self._tracer.attempt(route, text)
         progress.stop_us += attempt.stop_us
         progress.held_us += attempt.held_us
         progress.stops += 1
@@ -237,5 +262,5 @@ def _report(progress: _Progress) -> InjectReport:
         held_us=progress.held_us,
         ack_ms=(time.monotonic() - progress.started) * 1e3,
         stops=progress.stops,
-        pending_left=progress.queued and progress.route == "gil",
+        pending_left=progress.queued and not progress.asked and progress.route == "gil",
     )

@@ -6,16 +6,21 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ..errors import BadInput, TargetRefused
 from .access import denied
-from .elf import EM_AARCH64, EM_X86_64, PT_LOAD, Elf, Symbol
-from .maps import PAGE, Mapping, open_mapped, read_maps
+from .elf import EM_AARCH64, EM_X86_64, PT_LOAD, Elf, Segment, Symbol
+from .elf_facts import ask
+from .maps import PAGE, Mapping, read_maps
 from .memory import read_memory
 from .process import Identity, ProcessInfo, read_process, status_fields
 
-OLDEST, NEWEST = (3, 10), (3, 13)
+OLDEST, NEWEST = (3, 10), (3, 15)
+# Up to here by a stop of the main thread; later ones are asked through their own interface (remote_exec).
+NEWEST_STOPPED = (3, 13)
 API = (
     "Py_AddPendingCall",
     "PyRun_SimpleString",
@@ -36,13 +41,18 @@ QUEUE_CODE = (
     "PyMutex_Unlock",
     "_PyMutex_LockTimed",
 )
-_OPTIONAL = ("Py_Version", "_Py_MergeZeroLocalRefcount")
+# A function that only a free-threaded build has.
+_FREE_THREADED = "_Py_MergeZeroLocalRefcount"
+_OPTIONAL = ("Py_Version", _FREE_THREADED)
 _RUNTIME = "_PyRuntime"
+# Stripped of its symbols, an executable still names the section that holds nothing but it.
+_RUNTIME_SECTION = ".PyRuntime"
 _LIBC_CODE = ("sem_wait", "sem_trywait", "sem_timedwait", "sem_clockwait", "sem_post")
 _LIBC_CALLS = ("lsearch",)
 # `mov $15, %rax; syscall`: the return trampoline of signal handlers, a local symbol of glibc.
 RESTORE_RT = bytes.fromhex("48c7c00f0000000f05")
 _LIBPYTHON = re.compile(r"libpython(3)\.(\d+)(t?)(?:d|m)?\.so")
+_PROGRAM = re.compile(r"python(3)(?:\.(\d+)(t?))?")
 _EXTENSION = re.compile(r"\.cpython-3(\d+)(t?)-")
 _LIBC = re.compile(r"(?:^|/)libc(?:-2\.\d+\.so|\.so\.6)$")
 _MUSL = re.compile(r"(?:^|/)(?:ld-musl-|libc\.musl-)")
@@ -97,6 +107,17 @@ def python_of(pid: int) -> PythonInfo:
     """
     info = read_process(pid)
     refuse_state(info)
+    try:
+        return _python_of(info)
+    except TargetRefused:
+        # What was refused may be no more than the half of a process that was just ending.
+        if not info.identity.alive():
+            raise TargetRefused(f"process {pid} is gone", "it ended while it was looked at") from None
+        raise
+
+
+def _python_of(info: ProcessInfo) -> PythonInfo:
+    pid = info.pid
     _refuse_machine(info)
     maps = read_maps(pid)
     _refuse_musl(pid, maps)
@@ -161,7 +182,11 @@ def _refuse_machine(info: ProcessInfo) -> None:
         with Elf(descriptor) as elf:
             machine = elf.machine
     except BadInput as error:
-        raise TargetRefused(f"process {pid} cannot be attached to", f"its executable: {error.why}") from None
+        raise TargetRefused(
+            f"process {pid} cannot be attached to",
+            f"its executable: {error.why}",
+            "only x86_64 processes with glibc are supported",
+        ) from None
     finally:
         os.close(descriptor)
     own = platform.machine()
@@ -210,7 +235,7 @@ def _refuse_version(pid: int, version: tuple[int, ...], free_threaded: bool) -> 
     if not OLDEST <= version[:2] <= NEWEST:
         raise TargetRefused(
             f"process {pid} cannot be attached to",
-            f"it runs Python {told}; 3.10 to 3.13 are supported",
+            f"it runs Python {told}; 3.10 to 3.15 are supported",
             "use eBPF and host signals for it",
         )
 
@@ -224,9 +249,9 @@ def executables(maps: list[Mapping]) -> dict[tuple[str, int, str], list[Mapping]
     return {key: group for key, group in groups.items() if any("x" in one.perms for one in group)}
 
 
-def load_base(elf: Elf, group: list[Mapping]) -> int | None:
+def load_base(segments: Sequence[Segment], group: list[Mapping]) -> int | None:
     """What the loader added to the file's virtual addresses; None when the map does not fit the file."""
-    for segment in elf.segments:
+    for segment in segments:
         if segment.kind != PT_LOAD:
             continue
         skew = segment.offset % PAGE
@@ -236,29 +261,43 @@ def load_base(elf: Elf, group: list[Mapping]) -> int | None:
     return None
 
 
+class _Look(NamedTuple):
+    """What one file holds for us, before relocation; ``runtime``: (address, size) of its section for that."""
+
+    segments: tuple[Segment, ...]
+    symbols: dict[str, Symbol]
+    trampoline: int | None
+    runtime: tuple[int, int] | None
+
+
 def _module(
     pid: int, group: list[Mapping], wanted: tuple[str, ...], code: tuple[str, ...], static: bool
 ) -> Module | None:
     """Look into one loaded file; None when it is not a usable ELF file or does not match its mappings."""
-    descriptor = open_mapped(pid, group[0])
+    names = (*wanted, *code, _RUNTIME)
+    with_trampoline = wanted == _LIBC_CALLS or static
+
+    def look(elf: Elf) -> _Look:
+        trampoline = elf.find_code(RESTORE_RT) if with_trampoline else None
+        return _Look(tuple(elf.segments), elf.lookup(names), trampoline, elf.section(_RUNTIME_SECTION))
+
     try:
-        with Elf(descriptor) as elf:
-            base = load_base(elf, group)
-            if base is None:
-                return None
-            found = elf.lookup((*wanted, *code, _RUNTIME))
-            trampoline = elf.find_code(RESTORE_RT) if wanted == _LIBC_CALLS or static else None
+        seen = ask(pid, group[0], ("module", names, with_trampoline), look)
     except BadInput:
         return None
-    finally:
-        os.close(descriptor)
+    base = load_base(seen.segments, group)
+    if base is None:
+        return None
+    found, trampoline = seen.symbols, seen.trampoline
+    runtime = found.get(_RUNTIME)
+    area = seen.runtime if runtime is None else (runtime.value, runtime.size)
     return Module(
         path=group[0].path,
         base=base,
         static=static,
         addresses={name: base + symbol.value for name, symbol in found.items() if name in wanted},
         code=_ranges(found, code, base),
-        runtime=next(iter(_ranges(found, (_RUNTIME,), base)), None),
+        runtime=None if area is None else (base + area[0], base + area[0] + area[1]),
         restore_rt=None if trampoline is None else base + trampoline,
     )
 
@@ -280,7 +319,9 @@ def _interpreter_module(info: ProcessInfo, maps: list[Mapping]) -> Module | None
         for group in groups
         if info.exe is not None and group[0].path == info.exe.removesuffix(" (deleted)")
     ]
-    for group in shared + exe:
+    # Started through the dynamic loader, the program is one more mapped file and the loader the executable.
+    started = [group for group in groups if _PROGRAM.fullmatch(os.path.basename(group[0].path))]
+    for group in shared + exe + started:
         module = _module(info.pid, group, API + _OPTIONAL, QUEUE_CODE, static=group not in shared)
         if module is not None and "Py_AddPendingCall" in module.addresses:
             return module
@@ -304,7 +345,7 @@ def _libc_module(info: ProcessInfo, maps: list[Mapping], interpreter: Module) ->
 
 def _version(pid: int, module: Module, maps: list[Mapping]) -> tuple[tuple[int, ...], bool]:
     """(version, free-threaded?) from the interpreter itself where it tells (3.11+), else from file names."""
-    free_threaded = "_Py_MergeZeroLocalRefcount" in module.addresses
+    free_threaded = _FREE_THREADED in module.addresses
     address = module.addresses.get("Py_Version")
     if address is not None:
         number = int.from_bytes(read_memory(pid, address, 4), "little")
@@ -316,11 +357,11 @@ def _version(pid: int, module: Module, maps: list[Mapping]) -> tuple[tuple[int, 
         extension = _EXTENSION.search(os.path.basename(mapping.path))
         if extension is not None:
             return (3, int(extension[1])), free_threaded or bool(extension[2])
-    binary = re.search(r"python(3)\.(\d+)(t?)$", os.path.basename(module.path))
-    if binary is not None:
+    binary = _PROGRAM.fullmatch(os.path.basename(module.path))
+    if binary is not None and binary[2]:
         return (int(binary[1]), int(binary[2])), free_threaded or bool(binary[3])
     raise TargetRefused(
         f"process {pid} cannot be attached to",
         "the version of its Python cannot be told",
-        "use CPython 3.10 to 3.13",
+        "use CPython 3.10 to 3.15",
     )

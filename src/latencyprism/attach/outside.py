@@ -33,7 +33,7 @@ _LINE_LIMIT = 65536
 class Tracer(Protocol):
     """Whatever makes one stop of the target: in this process or in a helper."""
 
-    def attempt(self, route: str, text: int) -> Attempt: ...
+    def attempt(self, route: str, text: int | bytes) -> Attempt: ...
 
 
 def tracer_for(borrower: Borrower) -> Tracer:
@@ -70,12 +70,13 @@ class HelperTracer:
         self._finish = weakref.finalize(self, _end, self._process)
         self._answer()
 
-    def attempt(self, route: str, text: int) -> Attempt:
+    def attempt(self, route: str, text: int | bytes) -> Attempt:
         """As Borrower.attempt."""
         self._number += 1
         assert self._process.stdin is not None
+        told_text = text.hex() if isinstance(text, bytes) else str(text)
         try:
-            self._process.stdin.write(f"{self._number} {route} {text}\n".encode())
+            self._process.stdin.write(f"{self._number} {route} {told_text}\n".encode())
         except OSError:
             raise self._lost() from None
         told = self._answer()
@@ -140,7 +141,7 @@ def _reply(borrower: Borrower, line: str) -> dict[str, object]:
     number, route, text = line.split()
     told: dict[str, object] = {"number": int(number)}
     try:
-        attempt = borrower.attempt(route, int(text))
+        attempt = borrower.attempt(route, bytes.fromhex(text) if route == "gil" else int(text))
     except Gone:
         return {**told, "gone": True}
     except TargetRefused as error:

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from ..errors import BadInput, TargetRefused
 from .access import CAP_SYS_PTRACE, denied, has_capability, yama_scope
 from .elf import EM_X86_64, Elf
-from .interpreter import machine_name, python_of, uses_musl
+from .interpreter import NEWEST_STOPPED, PythonInfo, machine_name, python_of, uses_musl
 from .maps import read_maps
 from .process import ProcessInfo, read_process
+from .remote_exec import RemoteExec
+from .shared_folder import shared_folder
 from .slack import find_slots
+from .syscalls import WAITING
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ def conditions(pid: int) -> list[Condition]:
         _machine(pid),
         _libc(pid),
     ]
-    return [*found, *_interpreter(pid), _namespaces(info)]
+    return [*found, *_interpreter(info), _folder(pid), _main_thread(info), _namespaces(info)]
 
 
 def _state(info: ProcessInfo) -> Condition:
@@ -49,7 +52,8 @@ def _state(info: ProcessInfo) -> Condition:
         return Condition("state", False, "it has ended (zombie)", "choose a running process")
     if info.state == "T":
         return Condition("state", False, "stopped by a signal", f"kill -CONT {info.pid}")
-    return Condition("state", True, f"state {info.state}")
+    words = {"R": "running", "S": "sleeping", "D": "in an uninterruptible wait", "I": "idle"}
+    return Condition("state", True, words.get(info.state, f"state {info.state}"))
 
 
 def _tracer(info: ProcessInfo) -> Condition:
@@ -117,24 +121,66 @@ def _libc(pid: int) -> Condition:
     return Condition("libc", True, "no musl")
 
 
-def _interpreter(pid: int) -> list[Condition]:
+def _interpreter(info: ProcessInfo) -> list[Condition]:
     try:
-        python = python_of(pid)
+        python = python_of(info.pid)
     except TargetRefused as error:
         return [Condition("python", False, error.why or error.what, error.remedy)]
     told = ".".join(map(str, python.version))
     kind = "static" if python.static else "shared"
-    slots = find_slots(pid, python.maps)
-    return [
-        Condition("python", True, f"CPython {told} ({kind}: {os.path.basename(python.module)})"),
-        Condition("route", True, "one stop of the main thread; pending call, or GIL calls while it waits"),
-        Condition(
-            "room",
-            bool(slots),
-            f"{len(slots)} unused slots in loaded libraries",
-            "" if slots else "no library leaves room for a text: use eBPF and host signals",
-        ),
-    ]
+    found = Condition("python", True, f"CPython {told} ({kind}: {os.path.basename(python.module)})")
+    if python.version[:2] > NEWEST_STOPPED:
+        return [found, _asked(python, info)]
+    return [found, _stopped(), _room(python)]
+
+
+def _asked(python: PythonInfo, info: ProcessInfo) -> Condition:
+    try:
+        remote = RemoteExec(python, info.ns_pid)
+    except TargetRefused as error:
+        return Condition("route", False, error.why, error.remedy)
+    detail = "asked through its own interface, without a stop; one stop while its main thread waits"
+    return Condition("route", True, detail if remote.verified else f"{detail} (not run against this version)")
+
+
+def _stopped() -> Condition:
+    return Condition("route", True, "one stop of the main thread; pending call, or GIL calls while it waits")
+
+
+def _room(python: PythonInfo) -> Condition:
+    slots = find_slots(python.identity.pid, python.maps)
+    if slots:
+        return Condition("room", True, f"{len(slots)} unused slots in loaded libraries")
+    return Condition(
+        "room",
+        False,
+        "no loaded library leaves room for a text, so it is entered only while its main thread waits",
+        "attach while it has nothing to do, or use a CPython with a shared libpython",
+    )
+
+
+def _folder(pid: int) -> Condition:
+    try:
+        outside, inside = shared_folder(pid)
+    except TargetRefused as error:
+        return Condition("folder", False, error.why, error.remedy)
+    where = inside if str(outside) == inside else f"{inside} of its own"
+    return Condition("folder", True, f"{where} takes the probe's files until it has answered")
+
+
+def _main_thread(info: ProcessInfo) -> Condition:
+    """What it does at this moment; never in the way, since it is waited for."""
+    try:
+        with open(f"/proc/{info.pid}/task/{info.pid}/syscall") as file:
+            first = file.read(64).split()[:1]
+    except OSError:
+        return Condition("main thread", True, "what it does cannot be seen")
+    if first and first[0].isdigit():
+        number = int(first[0])
+        if number in WAITING:
+            return Condition("main thread", True, f"waits in {WAITING[number]}: entered there")
+        return Condition("main thread", True, f"in system call {number}: entered when it is back in Python")
+    return Condition("main thread", True, "at work: entered between two instructions of Python")
 
 
 def _namespaces(info: ProcessInfo) -> Condition:

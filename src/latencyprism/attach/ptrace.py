@@ -204,6 +204,12 @@ class Tracee:
             raise _refused(self.tid, number)
         return result
 
+    def rehearse(self) -> None:
+        """Make the calls that will be made while the thread stands; running, it refuses them (ESRCH)."""
+        for look in (self.registers, self.xstate, self.signal_mask):
+            with contextlib.suppress(Gone, TargetRefused):
+                look()
+
     def interrupt(self) -> None:
         """Ask the thread to stop; ``wait_stop`` tells when it has."""
         self._call(_INTERRUPT, 0, 0)

@@ -2,7 +2,7 @@
 
 fidelity: records against the engine's own counters. overhead: paired windows with and without the watch.
 alert: delay from an anomalous step to the alert. quiet: false alarms in a long normal run with surges.
-detect: graded faults on a recorded step log. attach: attach and detach again and again.
+detect: graded faults on a recorded step log. attach: attach and detach again and again, on every interpreter.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
-from latencyprism.cli import bench_detect
+from latencyprism.cli import bench_attach, bench_detect
 from latencyprism.cli.options import add_duration, duration_s
 from latencyprism.errors import BadInput
 
@@ -33,11 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     alert = _engine_bench(what, "alert", "delay from an anomalous step to the alert")
     alert.add_argument("--stops", type=int, default=30, help="stops of 50 ms (default 30)")
     _engine_bench(what, "quiet", "false alarms in a normal run with surges", seconds=600.0)
-    attach = what.add_parser("attach", help="attach and detach again and again on a busy target")
-    attach.add_argument("--cycles", type=int, default=200, help="attach-detach cycles (default 200)")
-    attach.add_argument("--python", action="append", help="an interpreter to try (repeat; default: this one)")
-    attach.add_argument("--json", action="store_true", help="one JSON object")
-    attach.set_defaults(bench=_attach)
+    attach = what.add_parser(bench_attach.NAME.removeprefix("bench "), help=bench_attach.HELP)
+    bench_attach.add_arguments(attach)
+    attach.set_defaults(bench=bench_attach.run)
     detect = what.add_parser(bench_detect.NAME.removeprefix("bench "), help=bench_detect.HELP)
     bench_detect.add_arguments(detect)
     detect.set_defaults(bench=bench_detect.run)
@@ -89,17 +87,6 @@ def _on_engine(args: argparse.Namespace) -> int:
 
         result = quiet.run(args.engine, args.duration, _say)
     return _print(result, args.json)
-
-
-def _attach(args: argparse.Namespace) -> int:
-    from latencyprism.attach.cycles import run_cycles
-
-    if not 1 <= args.cycles <= 100_000:
-        raise BadInput("--cycles must be from 1 to 100000")
-    pythons = args.python or [sys.executable]
-    return _print(
-        {"versions": {python: asdict(run_cycles(python, args.cycles)) for python in pythons}}, args.json
-    )
 
 
 def _print(result: dict[str, Any], as_json: bool) -> int:
