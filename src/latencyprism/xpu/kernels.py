@@ -1,0 +1,172 @@
+"""Kernels of a deep dive: one short window of the framework's own profiler, started late in the target.
+
+The profiler is not held open: it is prepared, started, stopped and read on a thread of its own within the
+target, in one bounded window. Stopping it still holds the interpreter lock for a while, longer the more was
+recorded, so windows are a few steps long.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from latencyprism.agent.assemble import bootstrap
+from latencyprism.attach.inject import Injector, InjectReport
+from latencyprism.errors import TargetRefused
+
+LONGEST_WINDOW_S = 1.0
+MOST_EVENTS = 50_000
+_MOST_BYTES = 64 << 20
+_LOOK_S = 0.02
+
+
+class KernelEvent(NamedTuple):
+    """``device_kind``: CUDA, CPU, …; ``lane``: stream; times CLOCK_MONOTONIC ns."""
+
+    name: str
+    device_kind: str
+    device: int
+    lane: int
+    start_ns: int
+    end_ns: int
+    correlation: int
+
+
+@dataclass(slots=True)
+class KernelCapture:
+    """``moments``: CLOCK_MONOTONIC ns at which the target was preparing, starting, started, stopping,
+    stopped, read, done. ``left_out``: events beyond the limit."""
+
+    framework: str
+    events: list[KernelEvent]
+    moments: dict[str, int]
+    left_out: int
+    attach: InjectReport
+
+
+@dataclass(slots=True)
+class _Told:
+    states: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rows: list[list[Any]] = field(default_factory=list)
+
+    def take(self, line: bytes) -> None:
+        value = json.loads(line)
+        if isinstance(value, dict):
+            self.states[str(value.get("state"))] = value
+        elif isinstance(value, list):
+            self.rows += value
+
+    @property
+    def over(self) -> bool:
+        return "done" in self.states or "failed" in self.states
+
+
+def capture_kernels(
+    pid: int, window_s: float, *, most_events: int = MOST_EVENTS, timeout_s: float = 30.0
+) -> KernelCapture:
+    """Record ``window_s`` (at most ``LONGEST_WINDOW_S``) of the process's kernels and wait for the result.
+
+    TargetRefused: no PyTorch or no accelerator there, a profiler at work already, no answer in ``timeout_s``.
+    Whatever happens, the target stops recording when its window is over.
+    """
+    if not 0 < window_s <= LONGEST_WINDOW_S:
+        raise ValueError(f"a window lasts up to {LONGEST_WINDOW_S} s")
+    name = f"lprism-{secrets.randbits(62):016x}"
+    folder = Path(f"/proc/{pid}/root/dev/shm")
+    injector = Injector(pid)
+    program, out = folder / f"{name}.py", folder / f"{name}.out"
+    inside = f"/dev/shm/{name}"
+    config = {
+        "out": inside + ".out",
+        "window_s": window_s,
+        "most_events": most_events,
+        "deadline_ns": time.monotonic_ns() + int(timeout_s * 1e9),
+    }
+    text = files("latencyprism.xpu.inside").joinpath("kernel_capture.py").read_text(encoding="utf-8")
+    try:
+        _place(pid, out, "")
+        _place(pid, program, f"{text}\ncapture({config!r})\n")
+        with out.open("rb") as answer:
+            report = injector.run(
+                bootstrap(inside + ".py"), lambda: os.fstat(answer.fileno()).st_size > 0, timeout_s=5.0
+            )
+            told = _listen(injector, answer.fileno(), time.monotonic() + timeout_s)
+    finally:
+        program.unlink(missing_ok=True)
+        out.unlink(missing_ok=True)
+    return _result(pid, told, report)
+
+
+def _place(pid: int, path: Path, text: str) -> None:
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            file.write(text)
+            if os.geteuid() == 0:
+                owner = os.stat(f"/proc/{pid}")
+                os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+    except OSError as error:
+        raise TargetRefused(
+            f"cannot capture kernels of {pid}",
+            f"its /dev/shm cannot be written: {error.strerror}",
+            "run as its user or as root",
+        ) from error
+
+
+def _listen(injector: Injector, answer: int, deadline: float) -> _Told:
+    """What the target tells until it is done; bounded in time and size."""
+    told, rest, at = _Told(), b"", 0
+    while not told.over:
+        piece = os.pread(answer, 1 << 20, at)
+        at += len(piece)
+        *lines, rest = (rest + piece).split(b"\n")
+        try:
+            for line in lines:
+                told.take(line)
+        except ValueError:
+            raise _refused(injector.pid, "what it told is not readable") from None
+        if piece:
+            continue
+        if not injector.identity.alive():
+            raise _refused(injector.pid, "it ended")
+        if time.monotonic() > deadline or at > _MOST_BYTES:
+            last = next(reversed(told.states), "nothing")
+            raise _refused(injector.pid, f"its profiler did not come to an end in time (last: {last})")
+        time.sleep(_LOOK_S)
+    return told
+
+
+def _refused(pid: int, why: str) -> TargetRefused:
+    return TargetRefused(f"cannot capture kernels of {pid}", why)
+
+
+def _result(pid: int, told: _Told, report: InjectReport) -> KernelCapture:
+    if "failed" in told.states:
+        raise _refused(pid, str(told.states["failed"].get("why"))[:200])
+    try:
+        done, first = told.states["done"], told.states["preparing"]
+        offset = int(done["realtime_ns"]) - int(done["monotonic_ns"])
+        return KernelCapture(
+            framework=f"torch {first['torch']}",
+            events=sorted((_event(row, offset) for row in told.rows), key=lambda event: event.start_ns),
+            moments={name: int(state["monotonic_ns"]) for name, state in told.states.items()},
+            left_out=int(done["left_out"]),
+            attach=report,
+        )
+    except (KeyError, TypeError, ValueError, IndexError):
+        raise _refused(pid, "what it told is not of the expected form") from None
+
+
+def _event(row: list[Any], offset: int) -> KernelEvent:
+    """A row of the target's file; ``offset`` is realtime - monotonic, ns."""
+    name, kind, device, lane, start, duration, correlation = row
+    begun = int(start) - offset
+    return KernelEvent(
+        str(name), str(kind), int(device), int(lane), begun, begun + int(duration), int(correlation)
+    )
