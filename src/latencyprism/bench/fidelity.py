@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -48,6 +50,9 @@ def compare(server: serve.Server, profile: Profile, say: Callable[[str], None]) 
     stop = threading.Event()
 
     def read() -> None:
+        # Beside engines that spin on every core an ordinary thread can wait for longer than the lease.
+        with contextlib.suppress(PermissionError):
+            os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
         while not stop.is_set():
             steps.extend(source.poll().steps)
             source.renew()
