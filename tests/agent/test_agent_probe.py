@@ -22,11 +22,12 @@ class Obj:
     def __init__(self, **k): self.__dict__.update(k)
 class Scheduler:
     def __init__(self):
-        self.running, self.waiting, self.n = [1, 2], [], 0
+        self.running, self.waiting = [Obj(request_id="b"), Obj(request_id="c")], []
+        self.n, self.requests = 0, {}
     def schedule(self, throttle=False):
         self.n += 1
         if self.n == 5:
-            self._preempt_request("r")
+            self._preempt_request(Obj(request_id="r"))
         return Obj(num_scheduled_tokens={"a": 40, "b": 1, "c": 3, "d": 7}, total_num_scheduled_tokens=51,
             scheduled_new_reqs=[Obj(req_id="a", num_computed_tokens=16, prompt_token_ids=[0] * 56)],
             scheduled_cached_reqs=Obj(req_ids=["b", "c", "d"], resumed_req_ids={"d"},

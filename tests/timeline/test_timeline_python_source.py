@@ -9,6 +9,7 @@ import pytest
 from latencyprism.records import Window, ring
 from latencyprism.records.step import NULL
 from latencyprism.timeline.python_source import PythonSource, Totals, phase_of
+from latencyprism.timeline.requests import RequestJoin
 
 ENGINE, WORKER = 100, 200
 
@@ -37,7 +38,12 @@ def source() -> PythonSource:
     made._engine_pid = ENGINE
     made._names = {ENGINE: "EngineCore 100", WORKER: "Worker 200"}
     made._deep_names = {ENGINE: [], WORKER: ["GPUModelRunner._sample"]}
-    made._sessions = {pid: SimpleNamespace(read=lambda: ()) for pid in (WORKER, ENGINE)}  # type: ignore[misc]
+    made._api, made._lost_before = None, 0
+    made.requests = RequestJoin("vllm", 3)
+    made._sessions = {
+        pid: SimpleNamespace(read=lambda: (), ring=SimpleNamespace(lost=0))  # type: ignore[misc]
+        for pid in (WORKER, ENGINE)
+    }
     return made
 
 

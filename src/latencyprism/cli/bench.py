@@ -1,8 +1,10 @@
 """Measure the tool itself on real engines (tiny random models, CPU), and its detector on recorded streams.
 
-fidelity: records against the engine's own counters. overhead: paired windows with and without the watch.
+fidelity: records against the engine's own counters. overhead: paired windows with and without the watch, or
+what the probe costs a step by its own clock. requests: request records against the client's own clock.
 alert: delay from an anomalous step to the alert. quiet: false alarms in a long normal run with surges.
 detect: graded faults on a recorded step log. attach: attach and detach again and again, on every interpreter.
+bpf: the kernel probes themselves. attribution: are waits found in the right step, under the right reason?
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import sys
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
-from latencyprism.cli import bench_attach, bench_detect
+from latencyprism.cli import bench_anchor, bench_attach, bench_below, bench_detect
 from latencyprism.cli.options import add_duration, duration_s
 from latencyprism.errors import BadInput
 
@@ -30,15 +32,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     overhead.add_argument(
         "--window", type=duration_s, default=3.0, metavar="TIME", help="length of a window (default 3s)"
     )
+    overhead.add_argument(
+        "--running", type=_counts, metavar="N,N,..",
+        help="instead: the probe's own time a step at these numbers of running requests",
+    )  # fmt: skip
+    requests = _engine_bench(what, "requests", "request records against the client's own clock", clients=8)
+    requests.add_argument("--requests", type=int, default=500, help="how many (default 500)")
     alert = _engine_bench(what, "alert", "delay from an anomalous step to the alert")
     alert.add_argument("--stops", type=int, default=30, help="stops of 50 ms (default 30)")
     _engine_bench(what, "quiet", "false alarms in a normal run with surges", seconds=600.0)
     attach = what.add_parser(bench_attach.NAME.removeprefix("bench "), help=bench_attach.HELP)
     bench_attach.add_arguments(attach)
     attach.set_defaults(bench=bench_attach.run)
+    anchor = what.add_parser(bench_anchor.NAME.removeprefix("bench "), help=bench_anchor.HELP)
+    bench_anchor.add_arguments(anchor)
+    anchor.set_defaults(bench=bench_anchor.run)
     detect = what.add_parser(bench_detect.NAME.removeprefix("bench "), help=bench_detect.HELP)
     bench_detect.add_arguments(detect)
     detect.set_defaults(bench=bench_detect.run)
+    bench_below.add_arguments(what)
 
 
 def _engine_bench(
@@ -63,6 +75,16 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
+def _counts(text: str) -> list[int]:
+    try:
+        counts = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        counts = []
+    if not counts or not 1 <= counts[0] <= counts[-1] <= 1024:
+        raise argparse.ArgumentTypeError("numbers from 1 to 1024, separated by commas")
+    return counts
+
+
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -72,6 +94,16 @@ def _on_engine(args: argparse.Namespace) -> int:
         from latencyprism.bench import fidelity
 
         result = fidelity.run(args.engine, args.duration, args.clients, _say)
+    elif args.what == "requests":
+        from latencyprism.bench import requests
+
+        if not 1 <= args.requests <= 100_000:
+            raise BadInput("--requests must be from 1 to 100000")
+        result = requests.run(args.engine, args.requests, args.clients, args.seed, _say)
+    elif args.what == "overhead" and args.running:
+        from latencyprism.bench import probe_cost
+
+        result = probe_cost.run(args.engine, args.running, args.seed, _say)
     elif args.what == "overhead":
         from latencyprism.bench import overhead
 

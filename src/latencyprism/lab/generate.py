@@ -32,7 +32,8 @@ class Target:
 
 @dataclass
 class Request:
-    """One request as its client saw it. ``outcome``: ok, failed (``why``), or cut (the load ended first).
+    """One request as its client saw it. ``outcome``: ok, failed (``why``), or cut (the load ended first);
+    ``name``: what it was sent with as X-Request-Id.
 
     ``due_ns`` is when it should have been sent: TTFT counts from there. Token figures are the server's,
     None where it reported none.
@@ -50,6 +51,7 @@ class Request:
     cached_tokens: int | None = None
     outcome: str = "cut"
     why: str = ""
+    name: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -134,10 +136,13 @@ class Generator:
         target = self.target
         body = completion_body(target.engine, target.model, prompt, output, stream=True)
         request = Request(len(self.requests), due, time.monotonic_ns(), len(prompt), output)
+        request.name = f"{self.profile.name}-{self.profile.seed}-{request.number}"
         self.requests.append(request)
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         sock.setblocking(False)
-        flight = _Flight(request, sock, request_bytes(f"127.0.0.1:{target.port}", body), target.engine)
+        flight = _Flight(
+            request, sock, request_bytes(f"127.0.0.1:{target.port}", body, request.name), target.engine
+        )
         self._flights.add(flight)
         self._selector.register(sock, selectors.EVENT_WRITE, flight)
         result = sock.connect_ex(("127.0.0.1", target.port))

@@ -50,9 +50,11 @@ def words(tokens: Sequence[int]) -> str:
     return "".join(" " + chr(ord("a") + token % 26) for token in tokens)
 
 
-def request_bytes(host: str, body: bytes) -> bytes:
-    """One POST of ``body`` to /v1/completions, on a connection of its own."""
+def request_bytes(host: str, body: bytes, name: str = "") -> bytes:
+    """One POST of ``body`` to /v1/completions, on a connection of its own; ``name``: the id to know it by."""
     head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    if name:
+        head += f"X-Request-Id: {name}\r\n"
     return f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from latencyprism.records.request import Request
 from latencyprism.records.span import Counter, Span
 from latencyprism.records.step import Step
 
@@ -17,6 +18,8 @@ class Window:
     steps: list[Step] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     counters: list[Counter] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    """Those that ended, in order of their ends."""
 
 
 class StepSource(Protocol):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import blake2b
 from typing import NamedTuple
 
 from latencyprism.agent.session import ProbePlan, ProbeSession
@@ -13,6 +16,7 @@ from latencyprism.engines.packs import PackRange, load_pack
 from latencyprism.errors import TargetRefused
 from latencyprism.records import Span, Step, Window, ring
 from latencyprism.records.step import NULL
+from latencyprism.timeline.requests import RequestJoin
 
 _STEP_AT = {name: index for index, name in enumerate(ring.STEP_WIRE)}
 # Step fields that come straight from a KIND_STEP payload, by position in the payload.
@@ -48,11 +52,17 @@ class Totals:
         self.probe_critical_ns: deque[int] = deque(maxlen=20_000)
         self.worker_self_ns: deque[int] = deque(maxlen=20_000)
 
+    def forget_costs(self) -> None:
+        for costs in (self.probe_self_ns, self.probe_critical_ns, self.worker_self_ns):
+            costs.clear()
+
 
 class PythonSource:
-    """A ``records.StepSource`` over one probe in the engine process and one in each worker.
+    """A ``records.StepSource`` over one probe in the engine process and one in each worker, and, where the
+    replica has an API process of its own, one there.
 
-    Attaches on construction, all or nothing: TargetRefused leaves no process attached."""
+    Attaches on construction, all or nothing: TargetRefused leaves no process attached. The API process is
+    an exception: without it the times of requests end with their steps (``requests_from`` says so)."""
 
     def __init__(self, replica: Replica) -> None:
         self.engine = replica.engine
@@ -61,13 +71,21 @@ class PythonSource:
         self.totals = Totals()
         self._runs: dict[int, deque[WorkerRun]] = {}
         self._sessions: dict[int, ProbeSession] = {}
+        self._api: ProbeSession | None = None
+        self._lost_before = 0
+        self._step_rings: set[int] = set()
         pack = load_pack(replica.engine)
         entry, self.warning = pack.choose(replica.version)
         probed = [member for member in replica.members if member.role != "api"]
+        # One key for all processes: a request has one hash. A new one: it means nothing elsewhere.
+        self.request_key = secrets.token_bytes(16)
+        self.requests = RequestJoin(replica.engine, replica.number)
         # Workers first: the first whole step then already finds its model execution.
         try:
             for member in sorted(probed, key=lambda m: m.role.startswith("engine")):
-                self._sessions[member.pid] = ProbeSession(member.pid, _plan(pack.reader, entry, member))
+                plan = _plan(pack.reader, entry, member, self.request_key)
+                self._sessions[member.pid] = ProbeSession(member.pid, plan)
+            self._api = self._attach_api(pack.reader, entry)
         except BaseException:
             self.close()
             raise
@@ -77,11 +95,32 @@ class PythonSource:
             m.pid: [f"{owner}.{method}" for _, owner, method in _deep_of(entry, m)] for m in probed
         }
 
+    def _attach_api(self, reader: str, entry: PackRange) -> ProbeSession | None:
+        member = next((m for m in self.replica.members if m.role == "api"), None)
+        if member is None or "deliver" not in entry.hooks or "DP" in self.replica.ranks:
+            return None  # with data parallelism one API process serves several loops, and cannot tell which
+        try:
+            return ProbeSession(member.pid, _plan(reader, entry, member, self.request_key))
+        except TargetRefused:
+            return None  # another replica's watch is in it, or it is no Python that we can enter
+
+    @property
+    def requests_from(self) -> str:
+        """Where the times of requests come from: "api" with a probe in the API process, else "engine"."""
+        return "engine" if self._api is None else "api"
+
     # -- StepSource ------------------------------------------------------------------------------
 
     @property
     def lost(self) -> int:
         return sum(session.ring.lost for session in self._sessions.values())
+
+    @property
+    def step_threads(self) -> tuple[tuple[int, int], ...]:
+        """(process, thread) of the loops that emitted steps so far; threads by the target's own numbers."""
+        header = self._sessions[self._engine_pid].ring.header
+        threads = (header(ring.H_THREADS + number) for number in sorted(self._step_rings))
+        return tuple((self._engine_pid, thread) for thread in threads if thread)
 
     def fileno(self) -> int | None:
         return self._sessions[self._engine_pid].fileno()
@@ -95,14 +134,27 @@ class PythonSource:
         for record in engine.read():
             if record.kind == ring.KIND_STEP:
                 steps.append(record.words)
+                self._step_rings.add(record.ring)
+                self.requests.step(*record.words[:3])
+            elif record.kind == ring.KIND_REQUEST:
+                self.requests.events(record.words)
             else:
                 self._take(self._engine_pid, record, window)
+        if engine.ring.lost != self._lost_before:
+            self._lost_before = engine.ring.lost
+            self.requests.lost()
         for pid, session in self._sessions.items():
             if session is not engine:
                 for record in session.read():
                     self._take(pid, record, window)
         for words in steps:
             window.steps.append(self._step(words, window))
+        delivers = self._api is not None and self._api.live
+        if self._api is not None:
+            for record in self._api.read():
+                if record.kind == ring.KIND_REQUEST:
+                    self.requests.events(record.words)
+        window.requests = self.requests.ready(time.monotonic_ns(), delivers)
         return window
 
     def settle(self) -> bool:
@@ -113,13 +165,18 @@ class PythonSource:
 
     def close(self) -> None:
         """Detach from every process; the engine loop first, so that no step looks half."""
-        for session in reversed(list(self._sessions.values())):
+        for session in self._all(reversed(list(self._sessions.values()))):
             session.close()
+
+    def _all(self, sessions: Iterable[ProbeSession]) -> Iterator[ProbeSession]:
+        yield from sessions
+        if self._api is not None:
+            yield self._api
 
     # -- control ---------------------------------------------------------------------------------
 
     def renew(self) -> None:
-        for session in self._sessions.values():
+        for session in self._all(self._sessions.values()):
             session.renew()
 
     def arm_deep(self, seconds: float) -> None:
@@ -133,11 +190,16 @@ class PythonSource:
             return None
         return "expired" if any(session.expired for session in self._sessions.values()) else "detached"
 
+    def hashed(self, request_id: str) -> int:
+        """What stands for a request id in this source's records."""
+        text = request_id.encode("utf-8", "surrogatepass")
+        return int.from_bytes(blake2b(text, digest_size=8, key=self.request_key).digest(), "little") >> 1
+
     def health(self) -> dict[int, dict[str, object]]:
-        return {pid: session.health() for pid, session in self._sessions.items()}
+        return {session.pid: session.health() for session in self._all(self._sessions.values())}
 
     def attach_reports(self) -> dict[int, InjectReport]:
-        return {pid: session.report for pid, session in self._sessions.items()}
+        return {session.pid: session.report for session in self._all(self._sessions.values())}
 
     # -- joining ---------------------------------------------------------------------------------
 
@@ -218,9 +280,10 @@ def _deep_of(entry: PackRange, member: Member) -> tuple[tuple[str, str, str], ..
     return tuple(hook for role in member.role.split("+") for hook in entry.deep.get(role, ()))
 
 
-def _plan(reader: str, entry: PackRange, member: Member) -> ProbePlan:
-    if member.role not in ("engine", "worker", "engine+worker"):
+def _plan(reader: str, entry: PackRange, member: Member, request_key: bytes) -> ProbePlan:
+    if member.role not in ("engine", "worker", "engine+worker", "api"):
         raise TargetRefused(
             f"cannot watch process {member.pid}", f"nothing is read in its role {member.role}"
         )
-    return ProbePlan(reader, member.role, member.rank, entry.hooks, _deep_of(entry, member))
+    options = {"request_key": request_key.hex(), "layout": getattr(entry, "layout", "outputs")}
+    return ProbePlan(reader, member.role, member.rank, entry.hooks, _deep_of(entry, member), options)

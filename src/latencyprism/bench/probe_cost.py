@@ -1,0 +1,102 @@
+"""What the probe costs a step of the engine, by its own clock, at different numbers of running requests.
+
+It reads a clock around its work in the engine's process; the record of each step carries the figure of the
+step before. Critical is what it does while the engine does not wait for a worker.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from latencyprism.engines.discovery import discover
+from latencyprism.errors import PrismError
+from latencyprism.lab import serve
+from latencyprism.lab.launch import Options
+from latencyprism.lab.load import Load
+from latencyprism.lab.profiles import Length, Profile
+from latencyprism.records import Step
+from latencyprism.sentinel.targets import attach
+from latencyprism.timeline.python_source import PythonSource
+
+STEPS, LEAST_STEPS, LEVEL_S, FILL_S = 600, 50, 60.0, 90.0
+
+
+def run(engine: str, running: Sequence[int], seed: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """``probe_us_per_step`` for each number of ``running`` requests; ``growth_us``: mean at the most
+    less mean at the fewest."""
+    most = max(running)
+    options = Options(slots=most, batch_tokens=max(256, 2 * most))
+    with serve.start(engine, options) as server:  # type: ignore[arg-type]
+        say(f"{engine} serves, started in {server.start_s:.0f} s")
+        attachment = attach(discover(server.pid)[0])
+        source = attachment.source
+        if not isinstance(source, PythonSource):
+            attachment.close()
+            raise PrismError(f"{engine} is not watched by a probe inside it")
+        try:
+            levels = {str(level): _level(server, source, level, seed, say) for level in sorted(running)}
+        finally:
+            attachment.close()
+    means = [figures["mean"] for figures in levels.values()]
+    return {
+        "engine": engine,
+        "probe_us_per_step": levels,
+        "growth_us": round(means[-1] - means[0], 2),
+        "lost": source.lost,
+    }
+
+
+def _level(
+    server: serve.Server, source: PythonSource, level: int, seed: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    steady = Profile(
+        "steady", clients=level, prompt=Length(16), output=Length(384, 0.3, 128, 1024),
+        duration_s=FILL_S + LEVEL_S, seed=seed,
+    )  # fmt: skip
+    with Load(server, steady) as load:
+        _watch(source, lambda steps: len(steps) > 20 and (steps[-1].running or 0) >= 0.95 * level, FILL_S)
+        source.totals.forget_costs()
+        steps = _watch(source, lambda steps: len(steps) >= STEPS, LEVEL_S)
+        load.stop()
+    if len(steps) < LEAST_STEPS:
+        raise PrismError(f"only {len(steps)} steps at {level} running requests")
+    figures = _figures(source, steps)
+    say(f"{level} running: {figures['p50']} us a step, {figures['critical_p50']} us of it critical")
+    _watch(source, lambda _: False, 2.0)  # what is left of the load
+    return figures
+
+
+def _watch(source: PythonSource, enough: Callable[[list[Step]], bool], seconds: float) -> list[Step]:
+    """Steps until there are ``enough``; sleeps as the watch does, so that the probe has somebody to wake."""
+    steps: list[Step] = []
+    until = time.monotonic() + seconds
+    descriptor = source.fileno()
+    assert descriptor is not None
+    while time.monotonic() < until and not enough(steps):
+        source.renew()
+        steps += source.poll().steps
+        if source.settle():
+            select.select([descriptor], [], [], 0.2)
+    return steps
+
+
+def _figures(source: PythonSource, steps: Sequence[Step]) -> dict[str, Any]:
+    cost = np.asarray(source.totals.probe_self_ns, dtype=np.float64) / 1e3
+    critical = np.asarray(source.totals.probe_critical_ns, dtype=np.float64) / 1e3
+    duration_us = float(np.median([step.duration_ns for step in steps])) / 1e3
+    return {
+        "steps": len(cost),
+        "running": float(np.median([step.running or 0 for step in steps])),
+        "step_ms": round(duration_us / 1e3, 3),
+        "p50": round(float(np.median(cost)), 2),
+        "mean": round(float(np.mean(cost)), 2),
+        "p99": round(float(np.quantile(cost, 0.99)), 2),
+        "critical_p50": round(float(np.median(critical)), 2),
+        "critical_mean": round(float(np.mean(critical)), 2),
+        "share_of_step": round(float(np.median(cost)) / duration_us, 6),
+    }
