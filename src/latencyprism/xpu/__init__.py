@@ -3,7 +3,7 @@
 from latencyprism.xpu.device import Device, DeviceProcess, Telemetry, Vendor
 from latencyprism.xpu.kernels import KernelCapture, KernelEvent, capture_kernels
 from latencyprism.xpu.library import LibraryMissing
-from latencyprism.xpu.survey import VENDORS, Seen, Watch, survey
+from latencyprism.xpu.vendors import VENDORS, Seen, Watch, survey
 from latencyprism.xpu.symbols import find_libraries, load_libraries
 
 __all__ = [

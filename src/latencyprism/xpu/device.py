@@ -65,7 +65,7 @@ class Telemetry:
 
 
 class Vendor(Protocol):
-    """One vendor's library, opened on construction. Every call may hang with the driver: ``survey.Watch``
+    """One vendor's library, opened on construction. Every call may hang with the driver: ``vendors.Watch``
     bounds them. PrismError where the library answers with an error that leaves nothing to say."""
 
     @property
