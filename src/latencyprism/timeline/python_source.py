@@ -285,5 +285,5 @@ def _plan(reader: str, entry: PackRange, member: Member, request_key: bytes) -> 
         raise TargetRefused(
             f"cannot watch process {member.pid}", f"nothing is read in its role {member.role}"
         )
-    options = {"request_key": request_key.hex(), "layout": getattr(entry, "layout", "outputs")}
+    options = {"request_key": request_key.hex(), "layout": entry.layout}
     return ProbePlan(reader, member.role, member.rank, entry.hooks, _deep_of(entry, member), options)
