@@ -2,6 +2,6 @@
 
 from latencyprism.baseline.expectation import Expectation
 from latencyprism.baseline.step_time import StepTime
-from latencyprism.baseline.work import Work, work_of
+from latencyprism.baseline.work import Work, decode_width, work_of
 
-__all__ = ["Expectation", "StepTime", "Work", "work_of"]
+__all__ = ["Expectation", "StepTime", "Work", "decode_width", "work_of"]

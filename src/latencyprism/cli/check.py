@@ -14,12 +14,19 @@ from latencyprism.attach.permissions import Condition
 from latencyprism.attach.permissions import conditions as attach_conditions
 from latencyprism.bpf.features import conditions as bpf_conditions
 from latencyprism.cli.options import add_pid
-from latencyprism.engines.discovery import Replica, discover
+from latencyprism.engines.discovery import Replica
 from latencyprism.engines.packs import PYTHON_ENGINES, load_pack
+from latencyprism.engines.unknown import GENERIC, discover_any, no_pack_fits
 from latencyprism.sentinel.claim import holder_of
 
 NAME = "check"
 HELP = "say which engines are here and what can be seen of them"
+
+_IN_GENERAL = "probe in the interpreter, on the one function that marks an iteration"
+_SEARCH = (
+    "a watch would first search, for up to 10 s and while requests are served, for the function that marks "
+    "an iteration; its steps have times and no composition"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.packs:
         return _packs(args.json)
-    replicas = discover(args.pid)
+    replicas = discover_any(args.pid)
     report: dict[str, Any] = {
         "engines": [_describe(replica) for replica in replicas],
         "kernel": [_condition(c) for c in bpf_conditions()],
@@ -46,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _describe(replica: Replica) -> dict[str, Any]:
     native = replica.engine == "llama.cpp"
-    warning = None if native else load_pack(replica.engine).choose(replica.version)[1]
+    generic = no_pack_fits(replica)
     conditions = []
     for member in replica.members:
         if member.role != "api" and not native:
@@ -57,10 +64,17 @@ def _describe(replica: Replica) -> dict[str, Any]:
         "replica": replica.number,
         "processes": {str(pid): role for pid, role in replica.roles().items()},
         "watched_by": [h for m in replica.members if (h := holder_of(m.process.identity)) is not None],
-        "attach": "kernel probes" if native else "probe in the interpreter",
-        "warning": warning,
+        "attach": "kernel probes" if native else _IN_GENERAL if generic else "probe in the interpreter",
+        "warning": None if native else _warning(replica),
         "conditions": conditions,
     }
+
+
+def _warning(replica: Replica) -> str | None:
+    if replica.engine == GENERIC:
+        return f"no pack knows this process; {_SEARCH}"
+    warning = load_pack(replica.engine).choose(replica.version)[1]
+    return f"{warning}; {_SEARCH}" if no_pack_fits(replica) else warning
 
 
 def _condition(condition: Condition) -> dict[str, Any]:

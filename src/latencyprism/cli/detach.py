@@ -8,7 +8,7 @@ import sys
 
 from latencyprism.agent.session import remove_probe
 from latencyprism.cli.options import pid
-from latencyprism.engines.discovery import discover
+from latencyprism.engines.unknown import discover_any
 from latencyprism.sentinel.claim import holder_of
 
 NAME = "detach"
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     done = []
-    for replica in discover(args.pid):
+    for replica in discover_any(args.pid):
         for member in replica.members:
             if member.role == "api":
                 continue

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from latencyprism.cli.options import add_duration, add_pid
-from latencyprism.engines.discovery import discover
+from latencyprism.engines.unknown import discover_any
 from latencyprism.errors import BadInput, PrismError
 from latencyprism.sentinel.incident_capture import IncidentCapture
 from latencyprism.sentinel.replica_watch import ReplicaWatch
@@ -40,8 +40,8 @@ def run(args: argparse.Namespace) -> int:
         raise BadInput(f"cannot write {path}", "its folder does not exist", "make it first")
     if args.duration > 120:
         raise BadInput("that is too long", "a recording is kept in memory; 120s at most")
-    replica = discover(args.pid)[0]
-    watch = ReplicaWatch(attach(replica), horizon_s=args.duration + 30)
+    replica = discover_any(args.pid)[0]
+    watch = ReplicaWatch(attach(replica, _say), horizon_s=args.duration + 30)
     try:
         result = _record(watch, path, args.duration, deep=not args.no_deep)
         lost = watch.attachment.source.lost
@@ -61,6 +61,10 @@ def run(args: argparse.Namespace) -> int:
         print(f"{path}: {report['steps']} steps, {report['lost']} records lost", file=sys.stdout)
         print(f"open it at https://ui.perfetto.dev, or: latencyprism explain {path}")
     return 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _record(watch: ReplicaWatch, path: Path, seconds: float, *, deep: bool) -> dict[str, object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from math import exp, expm1, log, log1p
 
-from latencyprism.baseline import Expectation, StepTime, Work, work_of
+from latencyprism.baseline import Expectation, StepTime, Work, decode_width, work_of
 from latencyprism.detect.cusum import ShiftTest
 from latencyprism.detect.firing import Firing
 from latencyprism.detect.lost_time import LostTime
@@ -76,6 +76,8 @@ class Detector:
         """Engine idle before the step beyond its custom, where requests were waiting for it: one that
         decodes in this step was alive before it, a new one may have arrived just now."""
         gap_ns = step.gap_ns
+        if decode_width(step) is None:
+            return 0.0  # nothing tells whether anybody waited
         if gap_ns is None or not work.decode or not 0 <= gap_ns < BREAK_NS:
             return 0.0
         gap = gap_ns / 1e6

@@ -3,9 +3,12 @@ for."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from latencyprism.attach.interpreter import python_of
-from latencyprism.attach.process import read_process
+from latencyprism.attach.process import ProcessInfo, list_processes, read_process
 from latencyprism.engines.discovery import Member, Replica, discover
+from latencyprism.engines.packs import PYTHON_ENGINES, load_pack
 from latencyprism.errors import TargetRefused
 
 GENERIC = "python"
@@ -27,4 +30,24 @@ def discover_any(pid: int | None) -> list[Replica]:
             python_of(pid)
         except TargetRefused as refusal:
             raise unknown if refusal.what.endswith("is not Python") else refusal from None
-        return [Replica(GENERIC, 0, (Member(process, "engine"),))]
+        return [_alone(process)]
+
+
+def successors(gone: Iterable[Replica]) -> list[Replica]:
+    """Processes that may be engines without a name from ``gone``, started again."""
+    nameless = [replica for replica in gone if replica.engine == GENERIC]
+    if not nameless:
+        return []
+    found = (_alone(process) for process in list_processes() if process.cmdline)
+    return [replica for replica in found if any(replica.succeeds(old) for old in nameless)]
+
+
+def no_pack_fits(replica: Replica) -> bool:
+    """True where steps can only be had the generic way: no pack, or none for this version."""
+    if replica.engine == GENERIC:
+        return True
+    return replica.engine in PYTHON_ENGINES and not load_pack(replica.engine).covers(replica.version)
+
+
+def _alone(process: ProcessInfo) -> Replica:
+    return Replica(GENERIC, 0, (Member(process, "engine"),))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from latencyprism.engines.discovery import Replica
+from latencyprism.engines.unknown import no_pack_fits
 from latencyprism.records import StepSource
 from latencyprism.sentinel.claim import Claim
+from latencyprism.timeline.generic_source import GenericSource
 from latencyprism.timeline.python_source import PythonSource
 
 
@@ -30,8 +33,10 @@ class Attachment:
                 claim.close()
 
 
-def attach(replica: Replica) -> Attachment:
-    """TargetRefused, with everything undone, if it is watched already or cannot be attached to."""
+def attach(replica: Replica, say: Callable[[str], None] = lambda text: None) -> Attachment:
+    """TargetRefused, with everything undone, if it is watched already or cannot be attached to.
+
+    An engine that no pack knows is searched first, for up to ten seconds; ``say`` is told so."""
     claims: list[Claim] = []
     try:
         probed = (member for member in replica.members if member.role != "api")
@@ -42,6 +47,9 @@ def attach(replica: Replica) -> Attachment:
             from latencyprism.engines.llama_cpp.source import LlamaSource
 
             source = LlamaSource(replica.engine_pid, first_replica=replica.number)
+        elif no_pack_fits(replica):
+            generic = GenericSource(replica, say)
+            source, warning = generic, generic.warning
         else:
             python = PythonSource(replica)
             source, warning = python, python.warning

@@ -15,6 +15,7 @@ from typing import Any
 
 from latencyprism.attach.process import Identity
 from latencyprism.engines.discovery import Replica, discover
+from latencyprism.engines.unknown import discover_any, successors
 from latencyprism.errors import PrismError, TargetRefused
 from latencyprism.host.neighbours import Neighbours
 from latencyprism.recorder.trigger import Decision, WhenToCapture
@@ -100,7 +101,7 @@ class Watcher:
 
     def attach_all(self) -> None:
         """Attach to what ``options.pid`` names, or to every engine found. TargetRefused if to none."""
-        replicas = discover(self.options.pid)
+        replicas = discover_any(self.options.pid)
         problems: list[tuple[Replica, TargetRefused]] = []
         for replica in replicas:
             try:
@@ -296,7 +297,7 @@ class Watcher:
     def _look_for_restarted(self) -> None:
         """An engine of the same kind that was not there before takes the place of one that ended."""
         known = {pid for watch in self.watches for pid in watch.replica.pids}
-        for replica in discover():
+        for replica in [*discover(), *successors(self._gone)]:
             members = {member.process.identity for member in replica.members if member.role != "api"}
             if known & set(replica.pids) or members & self._refused:
                 continue
@@ -307,8 +308,8 @@ class Watcher:
                 self._attach(replica, again=True)
                 self._gone.remove(before)
             except TargetRefused as problem:
-                # An engine that is still starting has not imported what we hook: try again.
-                if "nothing to hook" not in problem.why:
+                # An engine that is still starting has not imported what we hook, or serves nothing yet.
+                if "nothing to hook" not in problem.why and "no iteration was found" not in problem.what:
                     self._refuse(replica, problem)
 
     def _takes_the_place(self, replica: Replica, old: Replica) -> bool:
@@ -322,7 +323,7 @@ class Watcher:
     # -- attach and detach -----------------------------------------------------------------------
 
     def _attach(self, replica: Replica, *, again: bool = False) -> None:
-        watch = ReplicaWatch(attach(replica))
+        watch = ReplicaWatch(attach(replica, self._say))
         self.watches.append(watch)
         fd = watch.attachment.source.fileno()
         if fd is not None:

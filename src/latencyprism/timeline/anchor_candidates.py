@@ -63,7 +63,9 @@ class LoopThread:
 
     @property
     def activity(self) -> float:
-        return self.moving + min(self.cpu or 0.0, 1.0)
+        """How much of an engine's loop this thread looks like, in 0..2. One that mostly waits for what comes
+        next, and passes it on, moves just as often as the one that does the work."""
+        return (1.0 - self.resting) * (self.moving + min(self.cpu or 0.0, 1.0))
 
 
 def is_standard(function: Function) -> bool:

@@ -22,6 +22,7 @@ SEVERAL = 1.5
 MOST_OF = 0.6
 LONGEST_STEP_NS = 1_000_000_000
 SHORTEST_STEP_NS = 200_000
+"""No engine's iteration takes less: what does is a part of one, or passes its result on."""
 UNEVEN = 0.15
 RESTS = 0.05
 ENOUGH_CALLS = 50
@@ -271,6 +272,9 @@ def _judgement(
             )
             sure *= 0.9
             break
+    if typical < SHORTEST_STEP_NS:
+        sure *= 0.4
+        reasons.append("its calls are shorter than any engine's iteration")
     if anchor.candidate.resting > RESTS:
         reasons.append(f"it waits for work {anchor.candidate.resting:.0%} of its time")
     return Judgement(
