@@ -11,9 +11,9 @@ import json
 import os
 import secrets
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from latencyprism.agent.assemble import bootstrap
@@ -78,45 +78,70 @@ def capture_kernels(
     if not 0 < window_s <= LONGEST_WINDOW_S:
         raise ValueError(f"a window lasts up to {LONGEST_WINDOW_S} s")
     name = f"lprism-{secrets.randbits(62):016x}"
-    folder = Path(f"/proc/{pid}/root/dev/shm")
     injector = Injector(pid)
-    program, out = folder / f"{name}.py", folder / f"{name}.out"
-    inside = f"/dev/shm/{name}"
     config = {
-        "out": inside + ".out",
+        "out": f"/dev/shm/{name}.out",
         "window_s": window_s,
         "most_events": most_events,
         "deadline_ns": time.monotonic_ns() + int(timeout_s * 1e9),
     }
     text = files("latencyprism.xpu.inside").joinpath("kernel_capture.py").read_text(encoding="utf-8")
-    try:
-        _place(pid, out, "")
-        _place(pid, program, f"{text}\ncapture({config!r})\n")
-        with out.open("rb") as answer:
-            report = injector.run(
-                bootstrap(inside + ".py"), lambda: os.fstat(answer.fileno()).st_size > 0, timeout_s=5.0
-            )
-            told = _listen(injector, answer.fileno(), time.monotonic() + timeout_s)
-    finally:
-        program.unlink(missing_ok=True)
-        out.unlink(missing_ok=True)
+    with _Folder(pid) as folder:
+        answer = folder.place(f"{name}.out", "")
+        folder.place(f"{name}.py", f"{text}\ncapture({config!r})\n")
+        report = injector.run(
+            bootstrap(f"/dev/shm/{name}.py"), lambda: os.fstat(answer).st_size > 0, timeout_s=5.0
+        )
+        told = _listen(injector, answer, time.monotonic() + timeout_s)
     return _result(pid, told, report)
 
 
-def _place(pid: int, path: Path, text: str) -> None:
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            file.write(text)
+class _Folder:
+    """The target's /dev/shm, held open: its files can be removed even when the target is gone."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._names: list[str] = []
+        self._descriptors: list[int] = []
+
+    def __enter__(self) -> _Folder:
+        try:
+            self._folder = os.open(
+                f"/proc/{self._pid}/root/dev/shm", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            )
+        except OSError as error:
+            raise self._refusal(error) from error
+        self._descriptors.append(self._folder)
+        return self
+
+    def place(self, name: str, text: str) -> int:
+        """Make a file that only the target's user can read; a descriptor on it, open until the end."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            descriptor = os.open(name, flags, 0o600, dir_fd=self._folder)
+            self._names.append(name)
+            self._descriptors.append(descriptor)
+            os.write(descriptor, text.encode())
             if os.geteuid() == 0:
-                owner = os.stat(f"/proc/{pid}")
-                os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
-    except OSError as error:
-        raise TargetRefused(
-            f"cannot capture kernels of {pid}",
+                owner = os.stat(f"/proc/{self._pid}")
+                os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        except OSError as error:
+            raise self._refusal(error) from error
+        return descriptor
+
+    def _refusal(self, error: OSError) -> TargetRefused:
+        return TargetRefused(
+            f"cannot capture kernels of {self._pid}",
             f"its /dev/shm cannot be written: {error.strerror}",
             "run as its user or as root",
-        ) from error
+        )
+
+    def __exit__(self, *_: object) -> None:
+        for name in self._names:
+            with suppress(OSError):
+                os.unlink(name, dir_fd=self._folder)
+        for descriptor in reversed(self._descriptors):
+            os.close(descriptor)
 
 
 def _listen(injector: Injector, answer: int, deadline: float) -> _Told:
