@@ -128,7 +128,7 @@ class BelowProbe:
             found = kernel_type(TYPEDEF, [f"btf_trace_{point}" for point in points])
             self._types = {name.removeprefix("btf_trace_"): number for name, number in found.items()}
             self._set_limits(self._min_ns, NEVER_NS)
-            for name in self.groups:
+            for name in (*self.groups, "syscalls"):
                 self._load_group(name)
         except BaseException:
             self.stop()

@@ -101,6 +101,9 @@ class WindowReader:
             out.update(frozen_signals(self.tracks, self.roles, stalls, start_ns, end_ns, predicted_ns))
         stretched = (1 + out["slow", ""]) if ("slow", "") in out else 1.0
         out.update(host_signals(self.tracks, self.roles, start_ns, end_ns, base_ns, stretched, max(steps, 1)))
+        if any(signal == "runqueue" and where for signal, where in out):
+            # By thread it can be set against the CPU time used, which on a busy machine grows with any step.
+            out.pop(("runqueue", ""), None)
         counted = {signal for signal, _ in out}
         for key, value in span_signals(self.spans, start_ns, end_ns, base_ns).items():
             # Spans may cover only a deep look of seconds: the sampler counts all the time.

@@ -7,19 +7,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from latencyprism import __version__
-from latencyprism.bpf.sched import SchedProbe, Switches, to_spans
-from latencyprism.errors import PrismError
 from latencyprism.host.clock import ClockMap
 from latencyprism.recorder.capture import Capture
 from latencyprism.recorder.deferred import CaptureJob
-from latencyprism.records import Alert, Span
+from latencyprism.records import Alert
 from latencyprism.sentinel.replica_watch import ReplicaWatch
 
 BEFORE_S, AFTER_S = 30.0, 5.0
-LEAST_WAIT_NS = 100_000
 DRAIN_PERIOD_NS = 250_000_000
 FINISH = "latencyprism.sentinel.finish:finish"
 
@@ -43,25 +38,20 @@ class IncidentCapture:
         self._meta = meta or {}
         self._missing: list[str] = []
         self._job: CaptureJob | None = None
-        self._sched: SchedProbe | None = None
-        self._switches: list[Switches] = []
+        self._deep = False
         self._drain_at_ns = 0
+        self._looks_deep = deep
         if deep:
             self._arm(after_s)
         self.armed_ns = time.monotonic_ns()
 
     def _arm(self, seconds: float) -> None:
         self.watch.attachment.source.arm_deep(seconds)
-        probe = self.watch.sched
-        if probe is None:
-            self._missing.append(self.watch.sched_missing or "scheduler events: another capture has them")
+        if self.watch.below is None:
+            self._missing.append(self.watch.below_missing or "scheduler events")
             return
-        self.watch.sched = None
-        try:
-            probe.start()
-            self._sched = probe
-        except PrismError as error:
-            self._missing.append(f"scheduler events: {error.why or error.what}")
+        self.watch.below.go_deep()
+        self._deep = True
 
     @property
     def open(self) -> bool:
@@ -78,9 +68,9 @@ class IncidentCapture:
             self.result = self._job.poll()
             self.verdict = self._job.verdict
             return
-        if self._sched is not None and now_ns >= self._drain_at_ns:
+        if self.watch.below is not None and now_ns >= self._drain_at_ns:
             self._drain_at_ns = now_ns + DRAIN_PERIOD_NS
-            self._switches.append(self._sched.read())
+            self.watch.below.drain()
         if now_ns >= self.until_ns:
             self._write()
 
@@ -98,22 +88,28 @@ class IncidentCapture:
 
     def _write(self) -> None:
         watch = self.watch
-        if self._sched is not None:
-            self._switches.append(self._sched.pause())
-            if self._sched.lost:
-                self._missing.append(f"{self._sched.lost} scheduler events were lost")
-            watch.sched, self._sched = self._sched, None
+        if watch.below is not None:
+            if self._deep:
+                watch.below.go_back()
+                self._deep = False
+            watch.below.drain()
+            if watch.below.probe.lost:
+                self._missing.append(f"{watch.below.probe.lost} scheduler events were lost")
+            self._missing += watch.below.missing
         self._job = CaptureJob(self.path, self._make, finish=FINISH)
 
     def _make(self) -> Capture:
         """Runs in the forked copy: nothing of it holds up the watch."""
         watch = self.watch
-        seen = watch.recorder.window(self.begun_ns - int(BEFORE_S * 1e9), self.until_ns)
+        since_ns = self.begun_ns - int(BEFORE_S * 1e9)
+        seen = watch.recorder.window(since_ns, self.until_ns)
+        deep_ns = self.begun_ns if self._looks_deep else self.until_ns
+        below = watch.below.spans(since_ns, self.until_ns, deep_ns) if watch.below is not None else []
         expected = dict(watch.expected)
         return Capture(
             meta=self._describe(),
             steps=seen.steps,
-            spans=[*seen.spans, *(span for switches in self._switches for span in lasting_waits(switches))],
+            spans=[*seen.spans, *below],
             counters=seen.counters,
             alerts=list(self.alerts),
             expected_ms=[expected.get(step.step) for step in seen.steps],
@@ -137,12 +133,7 @@ class IncidentCapture:
             "alert_ns": self.begun_ns if self.alerts else None,
             "onset_ns": watch.onset_ns if self.alerts else None,
             "deep_probe": {"armed_ns": self.armed_ns, "disarmed_ns": self.until_ns},
+            "below": watch.below.describe() if watch.below is not None else None,
             "not_available": [*watch.host.not_available, *self._missing],
             **self._meta,
         }
-
-
-def lasting_waits(switches: Switches) -> list[Span]:
-    """Waits long enough to be seen beside a step: a spinning engine yields all the time."""
-    lasting = switches["in_ns"].astype(np.int64) - switches["out_ns"].astype(np.int64) >= LEAST_WAIT_NS
-    return to_spans(switches[lasting])

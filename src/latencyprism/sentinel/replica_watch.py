@@ -8,12 +8,12 @@ from collections import deque
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from latencyprism.bpf.sched import SchedProbe
 from latencyprism.detect import Detector, Firing
 from latencyprism.errors import PrismError
 from latencyprism.host.sampler import HostSampler
 from latencyprism.recorder.flight import FlightRecorder
 from latencyprism.records import Alert, Step, Window
+from latencyprism.sentinel.below_watch import BelowWatch
 from latencyprism.sentinel.targets import Attachment
 from latencyprism.sentinel.where import PhaseShares, phase_names
 
@@ -53,18 +53,12 @@ class ReplicaWatch:
         self._alerted_ns = 0
         self._starts: deque[tuple[int, int]] = deque(maxlen=20_000)
         self._silent = False
-        self.sched: SchedProbe | None = None
-        self.sched_missing: str | None = None
-        self._prepare_deep()
-
-    def _prepare_deep(self) -> None:
-        """Load the scheduler probe ahead, so that arming it at an alert takes milliseconds."""
+        self.below: BelowWatch | None = None
+        self.below_missing: str | None = None
         try:
-            self.sched = SchedProbe(list(self.roles))
-            self.sched.prepare()
+            self.below = BelowWatch(self.roles)
         except PrismError as error:
-            self.sched = None
-            self.sched_missing = f"scheduler events: {error.why or error.what}"
+            self.below_missing = f"scheduler events: {error.why or error.what}"
 
     # -- seeing ----------------------------------------------------------------------------------
 
@@ -76,12 +70,18 @@ class ReplicaWatch:
             alert = self._judge(step)
             if alert is not None:
                 alerts.append(alert)
+        if self.below is not None and window.steps:
+            # After the judgement: an alert waits for nothing.
+            threads = getattr(self.attachment.source, "step_threads", ())
+            window.steps[:] = self.below.fill(window.steps, threads)
         self.recorder.add(window)
         return window, alerts
 
     def sample_host(self, now_ns: int) -> None:
         for counter in self.host.sample(now_ns):
             self.recorder.add_counter(counter)
+        if self.below is not None:
+            self.below.tick(now_ns)
 
     def settle(self) -> bool:
         """True if nothing is waiting to be polled and the source will wake us."""
@@ -178,8 +178,8 @@ class ReplicaWatch:
         )
 
     def close(self) -> None:
-        if self.sched is not None:
-            self.sched.stop()
+        if self.below is not None:
+            self.below.close()
         self.host.close()
         self.attachment.close()
 

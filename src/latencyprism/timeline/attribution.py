@@ -8,7 +8,7 @@ evenly over that stretch of time. So nothing is left out, records lost to a full
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -76,11 +76,11 @@ class _Short(NamedTuple):
 class _Thread:
     """One thread's records (start, end, kind, major faults), and what its totals say beyond them."""
 
-    def __init__(self, since_ns: int) -> None:
+    def __init__(self, since_ns: int, base: np.void | None) -> None:
         self.records: deque[tuple[int, int, int, int]] = deque()
         self.short: deque[_Short] = deque()
         self._recorded = np.zeros(TOTALS)
-        self._beyond = np.zeros(TOTALS)
+        self._beyond = np.zeros(TOTALS) if base is None else base["ns"].astype(np.float64)
         self._read_ns = since_ns
 
     def add(self, own: Intervals) -> None:
@@ -138,14 +138,14 @@ class _Thread:
 class Attribution:
     """``update`` with what the probe says, then ``fill`` steps that ended before.
 
-    It must get everything from the probe's start on, at ``since_ns``; of steps that began earlier nothing is
-    known, and they stay as they are.
+    It must get everything from ``since_ns`` on; of steps that began earlier nothing is known, and they stay
+    as they are. ``base``: the totals at ``since_ns``, where the probe has run for longer.
     """
 
-    def __init__(self, roles: Roles, since_ns: int) -> None:
+    def __init__(self, roles: Roles, since_ns: int, base: Mapping[int, np.void] | None = None) -> None:
         self.roles = roles
         self.since_ns = since_ns
-        self._threads = {tid: _Thread(since_ns) for tid in roles.critical}
+        self._threads = {tid: _Thread(since_ns, (base or {}).get(tid)) for tid in roles.critical}
 
     @property
     def tids(self) -> list[int]:
@@ -268,3 +268,23 @@ def _lane(row: np.void, kind: Kind) -> tuple[str, str]:
     if kind > Kind.OTHER:
         return "memory", kind.label
     return "sched", f"off-CPU ({kind.label})"
+
+
+def machine_spans(intervals: Intervals, sockets: Collection[int] = ()) -> list[Span]:
+    """What happened to the machine, as moments on ``("machine", "events")``: memory given up by killing a
+    process, CPU clocks that changed, and TCP segments sent again on one of ``sockets`` (inode numbers)."""
+    found = []
+    for row in intervals[intervals["kind"] >= Kind.OOM]:
+        kind, value = int(row["kind"]), int(row["value"])
+        who = int(row["culprit_tgid"])
+        if kind == Kind.OOM:
+            text = f"out of memory: process {who} {comm(row['culprit'])} is killed".replace("  ", " ")
+        elif kind == Kind.FREQUENCY:
+            text = f"CPU {int(row['culprit_tid'])} clocked at {value / 1e6:.2f} GHz"
+        else:
+            if (int(row["culprit_tid"]) & 0xFFFFFFFF) | (who & 0xFFFFFFFF) << 32 not in sockets:
+                continue
+            text = f"TCP segment sent again, port {value >> 16} to port {value & 0xFFFF}"
+        at = int(row["start_ns"])
+        found.append(Span(("machine", "events"), text, at, at))
+    return found

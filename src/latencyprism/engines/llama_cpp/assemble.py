@@ -122,6 +122,11 @@ class Assembler:
         self.unreadable = 0
         """Micro-batches whose sequences could not be read or believed."""
 
+    @property
+    def threads(self) -> tuple[int, ...]:
+        """The threads that drive a model, in the order in which they were seen."""
+        return tuple(self._loops)
+
     def add(self, event: Event, window: Window) -> None:
         """Take one event in; a step that it completes, and its spans, go into ``window``."""
         if event.role is Role.TASK and event.tid not in self._loops:

@@ -163,6 +163,11 @@ class LlamaSource:
         """Micro-batches whose sequences could not be read: their steps carry times but no counts."""
         return self._assembler.unreadable
 
+    @property
+    def step_threads(self) -> tuple[tuple[int, int], ...]:
+        """(process, thread) of the loops that emitted steps so far, by the numbers we know them by."""
+        return tuple((self.pids[0], tid) for tid in self._assembler.threads)
+
     def fileno(self) -> int | None:
         """Readable at the end of a step, but at most every WAKE_INTERVAL_NS: poll on a slow timer as well."""
         return self._probe.fileno()

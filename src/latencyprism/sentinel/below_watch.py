@@ -1,0 +1,200 @@
+"""What is seen below one replica's interpreter while it is watched: always on within a budget, deeper while a
+capture is open, joined to its steps."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+
+from latencyprism.bpf.below import BelowProbe
+from latencyprism.bpf.budget import ALWAYS_SHARE, DEEP_SHARE, BelowBudget
+from latencyprism.bpf.prices import measure_tracepoints
+from latencyprism.bpf.waits import INTERVAL_DTYPE, Intervals
+from latencyprism.host.held import read_once
+from latencyprism.records import Span, Step
+from latencyprism.timeline.attribution import API, Attribution, Roles, machine_spans, to_spans
+
+HORIZON_NS = 60_000_000_000
+MOST_KEPT = 400_000
+LOOK_PERIOD_NS = 1_000_000_000
+LEAST_SPAN_NS = 100_000
+
+
+@cache
+def _prices() -> dict[str, float]:
+    """Once in the life of a watch: some tenths of a second."""
+    return measure_tracepoints()
+
+
+class BelowWatch:
+    """``fill`` gives steps what was seen below; ``tick`` about once a second keeps the budget.
+
+    Raises PrismError where the kernel or the rights do not suffice. ``roles`` as ``Replica.roles`` tells it.
+    """
+
+    def __init__(self, roles: Mapping[int, str]) -> None:
+        prices = _prices()
+        self._processes = dict(roles)
+        watched = [pid for pid, role in roles.items() if role != API]
+        self.probe = BelowProbe(watched)
+        self._kept: deque[Intervals] = deque()
+        self._rows = 0
+        self._deep = 0
+        self._looked_ns = 0
+        self.probe.start()
+        self._roles = Roles.of(self._processes)
+        self._attribution = Attribution(self._roles, time.monotonic_ns())
+        self._always = BelowBudget(self.probe, prices, ALWAYS_SHARE)
+        self._deeper = BelowBudget(self.probe, prices, DEEP_SHARE)
+
+    # -- steps -----------------------------------------------------------------------------------
+
+    def fill(self, steps: list[Step], threads: Iterable[tuple[int, int]] = ()) -> list[Step]:
+        """The steps with what is known of them; unchanged where nothing is. ``threads``: (process, thread) of
+        the loops that emit them, in the target's own numbers, where the source can tell."""
+        if not steps or "scheduler" not in self.probe.attached:
+            return steps
+        self._follow(frozenset(host_tid(*pair) for pair in threads))
+        self._update()
+        return self._attribution.fill(steps)
+
+    def _follow(self, loops: frozenset[int]) -> None:
+        """A loop that is another thread than was thought: from now on it is the one."""
+        if not loops or loops == self._roles.loop:
+            return
+        self._roles = Roles.of(self._processes, loops)
+        self.drain()
+        base = self._totals(self._roles.critical)
+        self._attribution = Attribution(self._roles, time.monotonic_ns(), base)
+
+    def _update(self) -> None:
+        now_ns = time.monotonic_ns()
+        self._take(now_ns, self._totals(self._attribution.tids))
+
+    def _totals(self, tids: Iterable[int]) -> dict[int, np.void]:
+        found = ((tid, self.probe.thread_totals(tid)) for tid in tids)
+        return {tid: row for tid, row in found if row is not None}
+
+    # -- keeping ---------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Take new records over from the ring; they are kept for a minute. Call at least once a second."""
+        self._take(time.monotonic_ns(), {})
+
+    def _take(self, now_ns: int, totals: Mapping[int, np.void]) -> None:
+        found = self.probe.read()
+        self._attribution.update(now_ns, totals, found)
+        if len(found):
+            self._kept.append(found)
+            self._rows += len(found)
+            oldest_ns = int(found["end_ns"][-1]) - HORIZON_NS
+            while self._kept and (self._rows > MOST_KEPT or int(self._kept[0]["end_ns"][-1]) < oldest_ns):
+                self._rows -= len(self._kept.popleft())
+
+    def tick(self, now_ns: int) -> None:
+        """Keep the ring from filling up and the probes within their budget."""
+        if now_ns - self._looked_ns < LOOK_PERIOD_NS:
+            return
+        self._looked_ns = now_ns
+        self._update()
+        (self._deeper if self._deep else self._always).look(now_ns)
+
+    # -- deeper ----------------------------------------------------------------------------------
+
+    def go_deep(self) -> None:
+        """Shorter waits and system calls, until as many ``go_back`` were called."""
+        self._deep += 1
+        if self._deep == 1:
+            self.probe.go_deep()
+
+    def go_back(self) -> None:
+        self._deep -= 1
+        if self._deep == 0:
+            self.probe.go_back()
+
+    # -- telling ---------------------------------------------------------------------------------
+
+    def intervals(self, since_ns: int, until_ns: int) -> Intervals:
+        """What was kept and overlaps that time."""
+        kept = np.concatenate(list(self._kept)) if self._kept else np.empty(0, INTERVAL_DTYPE)
+        return kept[(kept["end_ns"] >= since_ns) & (kept["start_ns"] <= until_ns)]
+
+    def spans(self, since_ns: int, until_ns: int, deep_ns: int) -> list[Span]:
+        """For a capture: waits of the threads that steps wait for, from ``since_ns`` on; of all others, and
+        system calls, from ``deep_ns`` on; and what happened to the machine."""
+        found = self.intervals(since_ns, until_ns)
+        critical = np.isin(found["tid"], list(self._roles.critical))
+        chosen = found[critical | (found["end_ns"] >= deep_ns)]
+        names = {int(tid): thread_name(int(tid)) for tid in np.unique(chosen["tid"]) if tid}
+        sockets = socket_inodes(self.probe.pids)
+        return [*to_spans(chosen, names, LEAST_SPAN_NS), *machine_spans(found, sockets)]
+
+    def describe(self) -> dict[str, Any]:
+        """What it cost and what it missed: the running estimate as a share of all CPUs."""
+        share = (self._deeper if self._deep else self._always).budget.share
+        return {
+            "estimated_share": None if share is None else round(share, 6),
+            "budget": ALWAYS_SHARE,
+            "attached": list(self.probe.attached),
+            "lost": self.probe.lost,
+            "untracked": self.probe.untracked,
+        }
+
+    @property
+    def missing(self) -> list[str]:
+        """What this kernel does not offer, and what was given up for the budget."""
+        return [f"below: {text}" for text in self.probe.missing]
+
+    def close(self) -> None:
+        self.probe.stop()
+
+
+@lru_cache(maxsize=256)
+def host_tid(pid: int, tid: int) -> int:
+    """The thread that process ``pid`` calls ``tid``, as it is called here: another number in a container."""
+    own = read_once(f"/proc/{pid}/status", 4096) or b""
+    inside = re.search(rb"^NSpid:\s+(\d+)((?:\s+\d+)*)$", own, re.MULTILINE)
+    if inside is None or not inside[2].strip():
+        return tid
+    try:
+        tasks = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return tid
+    for task in tasks:
+        status = read_once(f"/proc/{pid}/task/{task}/status", 4096) or b""
+        found = re.search(rb"^NSpid:.*\s(\d+)$", status, re.MULTILINE)
+        if found is not None and int(found[1]) == tid:
+            return int(task)
+    return tid
+
+
+def thread_name(tid: int) -> str:
+    """As /proc tells it; ``?`` for a thread that has ended."""
+    raw = read_once(f"/proc/{tid}/comm", 64)
+    text = (raw or b"?").decode("utf-8", "replace").strip()
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def socket_inodes(pids: Iterable[int]) -> frozenset[int]:
+    """Numbers of the sockets that processes hold open."""
+    found = set()
+    for pid in pids:
+        try:
+            names = os.listdir(f"/proc/{pid}/fd")
+        except OSError:
+            continue
+        for name in names:
+            try:
+                target = os.readlink(f"/proc/{pid}/fd/{name}")
+            except OSError:
+                continue
+            if target.startswith("socket:["):
+                found.add(int(target[8:-1]))
+    return frozenset(found)
