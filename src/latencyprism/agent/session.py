@@ -65,6 +65,8 @@ class ProbeSession:
         self._injector = Injector(pid)
         self._files: list[Path] = []
         self._wake_fd = -1
+        self.last_message = ""
+        """What the probe had said by the time it was detached."""
         folder, inside = _shared_folder(pid)
         name = f"lprism-{self.nonce:016x}"
         try:
@@ -197,6 +199,7 @@ class ProbeSession:
                 self._remove_by_injection(timeout_s)
         gone = not self._alive() or not self.live
         self.ring.set_header(ring.H_LEASE_NS, 0)
+        self.last_message = self.ring.message()
         self._abandon()
         return gone
 

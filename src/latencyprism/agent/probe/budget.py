@@ -25,9 +25,12 @@ HARD_LIMIT_PPM = 50_000
 """Above this share of the step time, with every optional reading gone, the probe removes itself."""
 PRICE_WRAPPER_NS, PRICE_MONITOR_NS = 250, 450
 """Of one observed call, beyond what is measured between its own time stamps."""
-SLOW_NS, HOPELESS_NS, SLOW_NEAR_CALLS = 20_000_000, 100_000_000, 8
-STALLS_PART = 20
-"""Stalls count as cost where they are more than one call in so many."""
+SLOW_NS, HOPELESS_NS = 20_000_000, 100_000_000
+STALLS_PART, STALLS_TIMES, STALLS_FLOOR_NS = 20, 8, 50_000
+"""A call that takes ``STALLS_TIMES`` the mean of the window before, and ``STALLS_FLOOR_NS``, is a stall.
+Stalls count in full where they are more than one call in ``STALLS_PART``."""
+WORTH_PART = 20
+"""A reading is dropped only if it is more than one part in so many of the cost: the rest would not help."""
 READINGS_LIMIT = 62
 
 
@@ -90,16 +93,16 @@ class Budget:
         if self.over < 2:
             return
         self.over = 0
-        dropped = []
+        dropped, total = [], spent
         for reading in sorted(self.readings.values(), key=lambda reading: -reading.window_ns):
-            if spent > allowed and reading.on and reading.window_ns > 0:
+            if spent > allowed and reading.on and reading.window_ns * WORTH_PART > total:
                 spent -= reading.window_ns
                 self.drop(reading)
                 dropped.append(reading.name)
         if dropped:
             self.probe.say(
                 "over budget (%.2f %% of the step time, %.0f us a step), no longer read: %s"
-                % (share / 1e4, spent / steps / 1e3, ", ".join(dropped))
+                % (share / 1e4, total / steps / 1e3, ", ".join(dropped))
             )
         elif share > HARD_LIMIT_PPM:
             self.probe.say("over budget: %.1f %% of the step time with nothing left to drop" % (share / 1e4))
@@ -119,8 +122,10 @@ class Budget:
             hook.seen_calls, hook.seen_cost_ns = hook.calls, hook.cost_ns
             stalls, stalled_ns = hook.stalls - hook.seen_stalls, hook.stalled_ns - hook.seen_stalled_ns
             hook.seen_stalls, hook.seen_stalled_ns = hook.stalls, hook.stalled_ns
-            if stalls * STALLS_PART > calls:
-                cost += stalled_ns
+            # Rare stalls are somebody else's doing, mostly: they count as the longest that a call may take.
+            cost += stalled_ns if stalls * STALLS_PART > calls else stalls * hook.limit_ns
+            if calls:
+                hook.limit_ns = max(STALLS_FLOOR_NS, STALLS_TIMES * cost // calls)
             if hook.asked:
                 continue
             cost += calls * (PRICE_WRAPPER_NS if hook.code is None else PRICE_MONITOR_NS)
@@ -149,8 +154,8 @@ class Budget:
         if spent_ns < SLOW_NS:
             return
         hook.slow_at = [*hook.slow_at[-2:], hook.calls]
-        near = sum(hook.calls - at < SLOW_NEAR_CALLS for at in hook.slow_at)
-        if near < (2 if spent_ns >= HOPELESS_NS else 3):
+        in_a_row = 2 if spent_ns >= HOPELESS_NS else 3
+        if sum(hook.calls - at < in_a_row for at in hook.slow_at) < in_a_row:
             return
         probe.count_error()
         probe.say("%s took %d ms to read, again" % (hook.label, spent_ns // 1_000_000))

@@ -14,6 +14,7 @@ from latencyprism.agent.probe.prelude import (
     KEY,
     TEXT_NAME,
     NotHookable,
+    StructError,
     brought,
     from_a_signal,
     gc,
@@ -83,7 +84,9 @@ class Probe:
         self.pid = os.getpid()
         self.thread = None
         self.lanes = {}
-        self.free_lanes = [Lane(self.words, number) for number in reversed(range(self.words[H_RINGS]))]
+        self.free_lanes = [
+            Lane(self.map, self.words, number) for number in reversed(range(self.words[H_RINGS]))
+        ]
         self.wraps = []
         self.hooks = []
         self.deep_hooks = []
@@ -129,7 +132,7 @@ class Probe:
         lane.busy = True
         try:
             lane.put(kind, values)
-        except (TypeError, ValueError, OverflowError):
+        except (TypeError, StructError):
             values = self.plain_values(values)
             lane.put(kind, values)
         finally:
@@ -259,6 +262,18 @@ class Probe:
         self.hooks.append(hook)
         return hook
 
+    def observe_named(self, place, enter=None, leave=None, reading=None, asked=False):
+        """``observe`` for a place of a pack, (module, class, method); what is missing is told with the
+        reason."""
+        module, owner, name = place
+        found = find_class(module, owner)
+        if found is None:
+            reason = "%s.%s.%s: %s" % (module, owner, name, why_absent(module))
+            if reason not in self.refused:
+                self.refused.append(reason)
+            return None
+        return self.observe(found, name, enter, leave, reading, asked)
+
     def fail(self):
         """Called where a reader's function raised: count it, or, if the target's own signal handler raised it
         while ours happened to run, let it pass."""
@@ -273,10 +288,11 @@ class Probe:
         if self.alive:
             self.budget.stalled(hook, spent_ns, began_ns)
 
-    def look_for_captured(self, holder):
-        """Say which methods this object keeps, bound before attach: wrappers do not see their calls."""
+    def look_for_captured(self, args):
+        """Say which methods the object that was called keeps, bound before attach: wrappers do not see
+        these."""
         originals = {id(hook.original): hook.label for hook in self.hooks if hook.code is None}
-        found = captured_in(holder, originals)
+        found = captured_in(args[0], originals) if args else ()
         if found:
             self.say("bound before attach, its calls are not seen: " + ", ".join(found))
 
@@ -392,6 +408,17 @@ def find_class(module, name):
     so."""
     found = getattr(sys.modules.get(module), "__dict__", {}).get(name)
     return found if isinstance(found, type) else None
+
+
+def why_absent(module):
+    """Why a class of this module was not found. The module's own ``__getattr__`` is not asked."""
+    found = sys.modules.get(module)
+    if found is None:
+        return "its module is not imported"
+    spec = getattr(found, "__dict__", {}).get("__spec__")
+    if getattr(spec, "_initializing", False):
+        return "its module is still being imported"
+    return "no such class"
 
 
 def size(value):

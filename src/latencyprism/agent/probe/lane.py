@@ -1,7 +1,7 @@
 """One thread's ring, the writing side. The rules are those of ``records.ring``."""
 
 # [cut
-from latencyprism.agent.probe.prelude import allocate_lock
+from latencyprism.agent.probe.prelude import Struct, allocate_lock
 from latencyprism.records.ring import (
     CHECK_MASK,
     H_CHECKED,
@@ -14,14 +14,17 @@ from latencyprism.records.ring import (
 
 # cut]
 
+PLAIN = {int}
+PACKERS = {}
+
 
 class Lane:
     """Where one thread writes. ``busy`` while it does: a signal handler may come in between."""
 
-    __slots__ = ("barrier", "busy", "count", "first", "number", "slots", "words")
+    __slots__ = ("barrier", "busy", "count", "first", "map", "number", "slots", "words")
 
-    def __init__(self, words, number):
-        self.words, self.number = words, number
+    def __init__(self, file, words, number):
+        self.map, self.words, self.number = file, words, number
         self.slots = words[H_SLOTS]
         self.first = HEADER_BYTES // 8 + number * self.slots * SLOT_WORDS
         self.count = words[H_HEADS + number]
@@ -32,21 +35,21 @@ class Lane:
             self.barrier.acquire()
 
     def put(self, kind, values):
-        """Write a record. TypeError, ValueError: a value is not fit; the slot is not published then."""
+        """Write a record. TypeError, struct.error: a value is not fit; the slot is not published then."""
         words = self.words
         index = self.count
-        first = at = self.first + (index % self.slots) * SLOT_WORDS
+        at = self.first + (index % self.slots) * SLOT_WORDS
+        # Packing takes anything with an __index__, which would run the target's code.
+        if not PLAIN.issuperset(map(type, values)):
+            raise TypeError
+        packer = PACKERS.get(len(values))
+        if packer is None:
+            packer = PACKERS[len(values)] = Struct("@q%dq" % len(values))
         words[at] = 2 * index + 1
-        words[at + 1] = kind
-        at += 2
-        for value in values:
-            if type(value) is not int:
-                raise TypeError
-            words[at] = value
-            at += 1
+        packer.pack_into(self.map, at * 8 + 8, kind, *values)
         if self.barrier is not None:
-            self.seal(first, at, 2 * index + 2 + kind + sum(values))
-        words[first] = 2 * index + 2
+            self.seal(at, at + 2 + len(values), 2 * index + 2 + kind + sum(values))
+        words[at] = 2 * index + 2
         self.count = index + 1
         words[H_HEADS + self.number] = index + 1
 

@@ -8,7 +8,7 @@ are told apart by their frame: recursion and threads need nothing more.
 """
 
 # [cut
-from latencyprism.agent.probe.prelude import STALL_NS, getframe, now_ns, sys
+from latencyprism.agent.probe.prelude import getframe, now_ns, sys
 
 # cut]
 
@@ -88,7 +88,7 @@ def callbacks(probe, table):
                 start = now_ns()
                 hook.open[id(frame)] = (state, args, start)
                 hook.cost_ns += start - before
-                if start - before > STALL_NS:
+                if start - before > hook.limit_ns:
                     stalled(hook, start - before, before)
             except BaseException:
                 fail()
@@ -106,7 +106,7 @@ def callbacks(probe, table):
                 hook.calls += 1
                 spent = now_ns() - end
                 hook.cost_ns += spent
-                if spent > STALL_NS:
+                if spent > hook.limit_ns:
                     stalled(hook, spent, end)
             except BaseException:
                 fail()

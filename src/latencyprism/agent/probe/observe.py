@@ -28,6 +28,7 @@ GENERATOR, COROUTINE, DECORATED_COROUTINE, ASYNC_GENERATOR = 0x20, 0x80, 0x100, 
 FunctionType = type(lambda: None)
 MethodType = type((lambda: None).__get__(0))
 DECORATIONS_LIMIT = 16
+MANY_LOCALS = 8
 
 
 class Hook:
@@ -35,14 +36,14 @@ class Hook:
     ours.
 
     ``calls`` that returned and ``cost_ns``, the probe's own time in them but for the ``stalls`` of
-    ``stalled_ns`` in all (one call's own time above STALL_NS), ``slow_at`` the numbers of the worst;
+    ``stalled_ns`` in all (one call's own time above ``limit_ns``), ``slow_at`` the numbers of the worst;
     ``only``: the class that an instance must be of, where several share the code; ``open``: running calls, by
     the id of their frame (monitoring alone); ``asked``: a person asked for it, so that no budget applies."""
 
     __slots__ = (
-        "asked", "calls", "code", "cost_ns", "enter", "label", "leave", "on", "only", "open", "original",
-        "pick", "reading", "seen_calls", "seen_cost_ns", "seen_stalled_ns", "seen_stalls", "slow_at",
-        "stalled_ns", "stalls", "sweep_at_ns", "undo",
+        "asked", "calls", "code", "cost_ns", "enter", "label", "leave", "limit_ns", "on", "only", "open",
+        "original", "pick", "reading", "seen_calls", "seen_cost_ns", "seen_stalled_ns", "seen_stalls",
+        "slow_at", "stalled_ns", "stalls", "sweep_at_ns", "undo",
     )  # fmt: skip
 
     def __init__(self, label, enter, leave):
@@ -51,6 +52,7 @@ class Hook:
         self.calls = self.cost_ns = self.stalls = self.stalled_ns = self.sweep_at_ns = 0
         self.seen_calls = self.seen_cost_ns = self.seen_stalls = self.seen_stalled_ns = 0
         self.slow_at = []
+        self.limit_ns = STALL_NS
         self.only = self.code = self.original = self.pick = self.reading = self.undo = None
         self.asked = False
         self.open = {}
@@ -137,7 +139,7 @@ def hook_method(probe, owner, name, enter, leave):
     hook.original = function
     if kind is None and (place is not owner or (inner is not None and "<locals>" in inner.__qualname__)):
         hook.only = owner
-    if inner is not None and not flags & COROUTINE and probe.monitor is not None:
+    if inner is not None and not flags & COROUTINE and probe.monitor is not None and cheap(inner.__code__):
         hook.code = inner.__code__
         hook.pick = picker(inner.__code__)
         probe.monitor.add(hook)
@@ -145,6 +147,12 @@ def hook_method(probe, owner, name, enter, leave):
     else:
         put_wrapper(probe, hook, (place, name, held, kind), inner)
     return hook
+
+
+def cheap(code):
+    """Whether monitoring is: CPython 3.12 looks every local variable up to tell the arguments at a start, 0.1
+    us each, and a scheduler's function has sixty. From 3.13 on they are looked up as asked for."""
+    return sys.version_info >= (3, 13) or code.co_nlocals - code.co_argcount <= MANY_LOCALS
 
 
 def picker(code):
@@ -162,44 +170,64 @@ def picker(code):
 
 # -- wrappers ----------------------------------------------------------------------------------------
 
-BODY = """\
-def make(_lp_call, _lp_hook, _lp_now, _lp_place, _lp_fail, _lp_stalled, _lp_limit_ns):
+HEAD = """\
+def make(_lp_call, _lp_hook, _lp_now, _lp_place, _lp_fail, _lp_stalled):
     {is_async}def observed({declared}):
         if not _lp_hook.on{only}:
             return {awaits}_lp_call({passed})
-        _lp_before = _lp_now()
         _lp_args = {args}
         _lp_state = None
         _lp_leave = _lp_hook.leave
-        _lp_enter = _lp_hook.enter
-        if _lp_enter is not None:
-            try:
-                _lp_state = _lp_enter(_lp_args)
-            except BaseException:
-                _lp_leave = None
-                _lp_fail()
+"""
+ENTER = """\
+        _lp_before = _lp_now()
+        try:
+            _lp_state = _lp_hook.enter(_lp_args)
+        except BaseException:
+            _lp_leave = None
+            _lp_fail()
+        _lp_spent = _lp_now() - _lp_before
+        _lp_hook.cost_ns += _lp_spent
+        if _lp_spent > _lp_hook.limit_ns:
+            _lp_stalled(_lp_hook, _lp_spent, _lp_before)
+"""
+CALL = """\
         _lp_start = _lp_now()
         _lp_result = {awaits}_lp_call({passed})
         _lp_end = _lp_now()
-        if not _lp_hook.on:
-            return _lp_result
-        if _lp_leave is not None:
+        _lp_hook.calls += 1
+"""
+LEAVE = """\
+        if _lp_leave is not None and _lp_hook.on:
             try:
                 _lp_leave(_lp_state, _lp_args, _lp_result, _lp_start, _lp_end)
             except BaseException:
                 _lp_fail()
-        _lp_hook.calls += 1
-        _lp_spent = _lp_start - _lp_before + _lp_now() - _lp_end
-        _lp_hook.cost_ns += _lp_spent
-        if _lp_spent > _lp_limit_ns:
-            _lp_stalled(_lp_hook, _lp_spent, _lp_before)
+            _lp_spent = _lp_now() - _lp_end
+            _lp_hook.cost_ns += _lp_spent
+            if _lp_spent > _lp_hook.limit_ns:
+                _lp_stalled(_lp_hook, _lp_spent, _lp_end)
+"""
+TAIL = """\
         return _lp_result
+    return observed
+"""
+WITHOUT_LEAVE = """\
+        _lp_hook.calls += 1
+        return {awaits}_lp_call({passed})
     return observed
 """
 
 
+def body(hook):
+    """The wrapper's text, with what this hook needs alone: every clock reading counts."""
+    if hook.leave is None:
+        return HEAD + (ENTER if hook.enter is not None else "") + WITHOUT_LEAVE
+    return HEAD + (ENTER if hook.enter is not None else "") + CALL + LEAVE + TAIL
+
+
 def exact_signature(function):
-    """Parts of BODY for a wrapper that declares what ``function`` declares."""
+    """Parts of HEAD and CALL for a wrapper that declares what ``function`` declares."""
     code = function.__code__
     names = code.co_varnames[: code.co_argcount]
     keywords = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
@@ -277,11 +305,11 @@ def make_wrapper(probe, hook, function, inner):
         text["only"] = " or _lp_hook.only not in type(" + first + ").__mro__"
     space = {"__name__": KEY}
     try:
-        exec(compile(BODY.format(**text), TEXT_NAME, "exec"), space)
+        exec(compile(body(hook).format(**text), TEXT_NAME, "exec"), space)
     except SyntaxError:
         raise NotHookable("its parameters cannot be repeated") from None
     new = space["make"](
-        function, hook, now_ns, place_keywords(inner), probe.fail, probe.stalled, STALL_NS
+        function, hook, now_ns, place_keywords(inner), probe.fail, probe.stalled
     )  # fmt: skip
     if exact:
         new.__defaults__, new.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
@@ -317,15 +345,22 @@ def put_wrapper(probe, hook, where, inner):
 
 def notice_captured(probe, hook):
     """At the first call, look whether the object keeps methods bound before attach, which no wrapper sees."""
-    real = hook.enter
+    enter, leave = hook.enter, hook.leave
 
-    def first(args):
-        hook.enter = real
-        if args:
-            probe.look_for_captured(args[0])
-        return real(args) if real is not None else None
+    def first_enter(args):
+        hook.enter = enter
+        probe.look_for_captured(args)
+        return enter(args)
 
-    hook.enter = first
+    def first_leave(state, args, result, start, end):
+        hook.leave = leave
+        probe.look_for_captured(args)
+        leave(state, args, result, start, end)
+
+    if enter is not None:
+        hook.enter = first_enter
+    elif leave is not None:
+        hook.leave = first_leave
 
 
 def captured_in(holder, originals):

@@ -9,7 +9,7 @@ import sys
 # Modules that the process had not imported (an engine has them all). A part that needs more adds to it.
 BROUGHT = [
     name
-    for name in ("_operator", "_signal", "_thread", "gc", "mmap", "os", "time")
+    for name in ("_operator", "_signal", "_struct", "_thread", "gc", "mmap", "os", "time")
     if name not in sys.modules
 ]
 
@@ -19,19 +19,22 @@ import os  # noqa: E402
 import time  # noqa: E402
 from _operator import itemgetter  # noqa: E402
 from _signal import getsignal, valid_signals  # noqa: E402
+from _struct import Struct  # noqa: E402
+from _struct import error as StructError  # noqa: E402
 from _thread import allocate_lock, get_ident, get_native_id  # noqa: E402
 
 KEY = "_latencyprism_probe"
 TEXT_NAME = "<latencyprism>"
-STALL_NS = 1_000_000
-"""One call of a reader's function that takes longer is looked into: see ``Budget.stalled``."""
+STALL_NS = 200_000
+"""One call of a reader's function that takes longer is looked into at first: see ``Budget.stalled``."""
 
 now_ns = time.perf_counter_ns  # CLOCK_MONOTONIC on Linux, like monotonic_ns, and cheaper
 getframe = sys._getframe
 
 __all__ = [
-    "BROUGHT", "KEY", "STALL_NS", "TEXT_NAME", "NotHookable", "allocate_lock", "brought", "from_a_signal",
-    "gc", "get_ident", "get_native_id", "getframe", "itemgetter", "mmap", "now_ns", "os", "send_back", "sys",
+    "BROUGHT", "KEY", "STALL_NS", "TEXT_NAME", "NotHookable", "Struct", "StructError", "allocate_lock",
+    "brought", "from_a_signal", "gc", "get_ident", "get_native_id", "getframe", "itemgetter", "mmap",
+    "now_ns", "os", "send_back", "sys",
 ]  # fmt: skip
 
 
