@@ -147,8 +147,9 @@ class Watcher:
         host_at = lease_at = search_at = neighbours_at = begun
         while not self._stop:
             settled = [watch.settle() for watch in self.watches]  # every one must be asked
-            self._epoll.poll(MAX_SLEEP_S if all(settled) else 0)
-            signals.drain()
+            ready = self._epoll.poll(MAX_SLEEP_S if all(settled) else 0)
+            if any(fd == signals.fd for fd, _ in ready):
+                signals.drain()
             self._poll_all()
             if self._captures:
                 self._advance_captures()
@@ -399,6 +400,7 @@ class _SignalPipe:
 
     def __init__(self, epoll: select.epoll, stop: Callable[[], None]) -> None:
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.fd = self._read
         self._before = {}
         try:
             self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
