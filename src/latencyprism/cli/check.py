@@ -13,6 +13,7 @@ from typing import Any
 from latencyprism.attach.permissions import Condition
 from latencyprism.attach.permissions import conditions as attach_conditions
 from latencyprism.bpf.features import conditions as bpf_conditions
+from latencyprism.cli.check_host import host_of, print_host, print_surroundings, surroundings
 from latencyprism.cli.options import add_pid
 from latencyprism.engines.discovery import Replica
 from latencyprism.engines.packs import PYTHON_ENGINES, load_pack
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     report: dict[str, Any] = {
         "engines": [_describe(replica) for replica in replicas],
         "kernel": [_condition(c) for c in bpf_conditions()],
+        **surroundings(replicas),
     }
     if args.json:
         print(json.dumps(report))
@@ -67,6 +69,7 @@ def _describe(replica: Replica) -> dict[str, Any]:
         "attach": "kernel probes" if native else _IN_GENERAL if generic else "probe in the interpreter",
         "warning": None if native else _warning(replica),
         "conditions": conditions,
+        "host": host_of(replica),
     }
 
 
@@ -94,8 +97,10 @@ def _print(report: dict[str, Any]) -> None:
         if engine["warning"]:
             print(f"  note: {engine['warning']}")
         _print_conditions(engine["conditions"])
+        print_host(engine["host"])
     print("this machine and user:")
     _print_conditions(report["kernel"])
+    print_surroundings(report)
 
 
 def _print_conditions(conditions: list[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""CPU quota and throttling of a process's control group, v1 or v2, with all its ancestors."""
+"""Control groups, v1 or v2: where a controller is mounted; CPU quota and throttling, ancestors included."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from latencyprism.host.held import HeldFile, parse_table, read_once
 
 @dataclass(frozen=True, slots=True)
 class CpuMount:
-    """Where the ``cpu`` controller is mounted: its ``version`` (1 or 2), directory, and the group that the
+    """Where a controller is mounted: its ``version`` (1 or 2), directory, and the group that the
     directory shows (not ``/`` inside some containers)."""
 
     version: int
@@ -28,37 +28,51 @@ class Throttling:
     quota_cpus: float | None
 
 
-def parse_mounts(mountinfo: str) -> CpuMount | None:
-    """Finds the ``cpu`` controller in the text of /proc/PID/mountinfo; v1 is preferred where both are
-    mounted, because then v2 does not hold that controller."""
+def parse_mounts(mountinfo: str, controller: str = "cpu") -> CpuMount | None:
+    """Finds a controller in the text of /proc/PID/mountinfo; v1 is preferred where both are mounted, because
+    then v2 does not hold that controller."""
     unified = None
     for line in mountinfo.splitlines():
         left, separator, right = line.partition(" - ")
         fields, kind = left.split(), right.split()
         if not separator or len(fields) < 5 or not kind:
             continue
-        if kind[0] == "cgroup" and "cpu" in kind[-1].split(","):
+        if kind[0] == "cgroup" and controller in kind[-1].split(","):
             return CpuMount(1, fields[4], fields[3])
         if kind[0] == "cgroup2" and unified is None:
             unified = CpuMount(2, fields[4], fields[3])
     return unified
 
 
-def parse_membership(text: str, version: int) -> str | None:
-    """The group's path for the ``cpu`` controller out of the text of /proc/PID/cgroup."""
+def parse_membership(text: str, version: int, controller: str = "cpu") -> str | None:
+    """The group's path for a controller out of the text of /proc/PID/cgroup."""
     for line in text.splitlines():
         parts = line.split(":", 2)
         if len(parts) != 3:
             continue
         controllers = parts[1].split(",")
-        if (version == 1 and "cpu" in controllers) or (version == 2 and parts[0] == "0" and not parts[1]):
+        if (version == 1 and controller in controllers) or (
+            version == 2 and parts[0] == "0" and not parts[1]
+        ):
             return parts[2]
     return None
 
 
-def find_cpu_mount() -> CpuMount | None:
+def find_mount(controller: str) -> CpuMount | None:
+    """Where this process sees a controller such as ``cpu`` or ``memory``; None if nowhere."""
     data = read_once("/proc/self/mountinfo", 1 << 20)
-    return None if data is None else parse_mounts(data.decode("utf-8", "replace"))
+    return None if data is None else parse_mounts(data.decode("utf-8", "replace"), controller)
+
+
+def find_cpu_mount() -> CpuMount | None:
+    return find_mount("cpu")
+
+
+def directories(mount: CpuMount, path: str) -> list[str]:
+    """The folders of a group and its ancestors, the mount's root first."""
+    inside = path[len(mount.root) :] if mount.root != "/" and path.startswith(mount.root) else path
+    parts = [part for part in inside.split("/") if part not in ("", "..")]
+    return [os.path.join(mount.directory, *parts[:depth]) for depth in range(len(parts) + 1)]
 
 
 class _Level:
@@ -104,12 +118,10 @@ class GroupChain:
 
     def __init__(self, mount: CpuMount, path: str) -> None:
         self.path = path
-        inside = path[len(mount.root) :] if mount.root != "/" and path.startswith(mount.root) else path
-        parts = [part for part in inside.split("/") if part not in ("", "..")]
-        directories = [os.path.join(mount.directory, *parts[:depth]) for depth in range(len(parts) + 1)]
-        self._levels = [_Level(directory, mount.version) for directory in directories]
+        folders = directories(mount, path)
+        self._levels = [_Level(folder, mount.version) for folder in folders]
         # The true root of v2 has no throttling statistics because nothing can throttle it: a known zero.
-        self._rooted = not parts and not self._levels[0].limit.open
+        self._rooted = len(folders) == 1 and not self._levels[0].limit.open
 
     def read(self) -> Throttling | None:
         """The chain's totals now; None if no level could be read."""

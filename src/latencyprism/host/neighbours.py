@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from latencyprism.host.container import container_of_path, group_paths, short_cgroup
 from latencyprism.host.held import read_once
 from latencyprism.host.processes import parse_stat, process_cpu_ns
 from latencyprism.records import Counter
@@ -20,7 +21,8 @@ _MOST_THREADS = 64
 
 
 class Neighbour(NamedTuple):
-    """``share``: cores burnt since the last look; ``cpus``: the same by CPU (where its threads were last)."""
+    """``share``: cores burnt since the last look; ``cpus``: the same by CPU (where its threads were last);
+    ``cgroup`` as ``short_cgroup`` names it."""
 
     pid: int
     name: str
@@ -127,6 +129,8 @@ class Neighbours:
 
 
 def _cgroup(pid: int) -> str:
-    """The most telling of a process's group paths: the longest."""
+    """The most telling of a process's groups: its container, else the one with the longest path."""
     text = (read_once(f"/proc/{pid}/cgroup") or b"").decode("utf-8", "replace")
-    return max((line.split(":", 2)[-1] for line in text.splitlines()), key=len, default="")
+    paths = group_paths(text)
+    told = next((path for path in paths if container_of_path(path) is not None), paths[0] if paths else "")
+    return short_cgroup(told)

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from latencyprism.host.held import read_once
+from latencyprism.host.held import HeldFile
 
 COUNTED = {
     ("Tcp", "RetransSegs"): "tcp_segments_sent_again",
@@ -62,10 +62,22 @@ def parse_counters(data: bytes) -> dict[str, int]:
     return found
 
 
-def network_counters(pid: int) -> dict[str, int]:
-    """Counters of the network namespace of ``pid``; empty where they may not be read."""
-    found = parse_counters(read_once(f"/proc/{pid}/net/snmp", 1 << 16) or b"")
-    return found | parse_counters(read_once(f"/proc/{pid}/net/netstat", 1 << 16) or b"")
+class NetworkCounters:
+    """``COUNTED`` of the network namespace that ``pid`` lives in, read again and again."""
+
+    def __init__(self, pid: int) -> None:
+        self._files = [HeldFile(f"/proc/{pid}/net/{name}") for name in ("snmp", "netstat")]
+
+    def read(self) -> dict[str, int]:
+        """Cumulative; empty where they may not be read."""
+        found: dict[str, int] = {}
+        for held in self._files:
+            found |= parse_counters(held.read() or b"")
+        return found
+
+    def close(self) -> None:
+        for held in self._files:
+            held.close()
 
 
 def sockets_of(pid: int) -> list[TcpSocket] | None:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 from latencyprism.host.cgroup import CpuMount, GroupChain, parse_membership
 from latencyprism.host.held import HeldFile, parse_table, read_once
+from latencyprism.host.memory_group import MemoryGroup
+from latencyprism.host.network import NetworkCounters
 from latencyprism.records import Counter
 
 STATES = "RSDTtXZPI"
@@ -16,6 +18,9 @@ t: stopped by a tracer, D: waiting without being interruptible)."""
 
 MOST_THREADS = 3
 _SCANNED_THREADS = 128
+_SLOW_EVERY = 10
+"""Memory of the group and TCP change slowly and cost more: every tenth sample."""
+_UNITS = (("_ns", "ns"), ("_bytes", "bytes"), ("_us", "us"))
 _BUSY_SHARE = 0.05
 
 
@@ -55,6 +60,8 @@ class _Thread:
         fields, track = stat[1], self.track
         out.append(Counter(track, "state", now_ns, STATES.find(chr(fields[0][0])), "state"))
         out.append(Counter(track, "cpu", now_ns, int(fields[36]), "cpu"))
+        out.append(Counter(track, "minor_faults", now_ns, int(fields[7])))
+        out.append(Counter(track, "major_faults", now_ns, int(fields[9])))
         words = (self._scheduler.read() or b"").split()
         if len(words) == 3:
             out.append(Counter(track, "cpu_ns", now_ns, int(words[0]), "ns"))
@@ -76,11 +83,16 @@ class _Thread:
 class ProcessCounters:
     """Samples one process. The main thread is always watched; ``scan`` chooses the busiest others anew."""
 
-    def __init__(self, pid: int, role: str, mount: CpuMount | None) -> None:
+    def __init__(
+        self, pid: int, role: str, mount: CpuMount | None, memory_mount: CpuMount | None = None
+    ) -> None:
         self.pid, self.role = pid, role
         self.track = (f"{role} {pid}", "process")
         self.gone = False
-        self._mount = mount
+        self._mount, self._memory_mount = mount, memory_mount
+        self._memory: MemoryGroup | None = None
+        self._network = NetworkCounters(pid)
+        self._samples = 0
         base = f"/proc/{pid}/"
         self._stat, self._io = HeldFile(base + "stat"), HeldFile(base + "io")
         self._membership = HeldFile(base + "cgroup")
@@ -125,6 +137,8 @@ class ProcessCounters:
             ("read and written bytes", lambda: self._io.read()),
             ("scheduler statistics", lambda: read_once(f"/proc/{self.pid}/schedstat")),
             ("CPU quota and throttling", lambda: self._throttling()),
+            ("memory of its control group", lambda: self._memory is not None and self._memory.read()),
+            ("TCP counters", lambda: self._network.read()),
         ]
         name = f"{self.role} {self.pid}"
         return [f"{what} of {name}" for what, read in sources if not read()]
@@ -149,6 +163,9 @@ class ProcessCounters:
             if key in io:
                 out.append(Counter(track, name, now_ns, io[key], unit))
         self._sample_group(now_ns, out)
+        if self._samples % _SLOW_EVERY == 0:
+            self._sample_slow(now_ns, out)
+        self._samples += 1
         for tid in [tid for tid, thread in self._threads.items() if not thread.sample(now_ns, out)]:
             self._threads.pop(tid).close()
 
@@ -177,8 +194,24 @@ class ProcessCounters:
             self._group.close()
         self._group_text = text
         self._group = GroupChain(self._mount, path) if path is not None else None
+        self._join_memory(text.decode("utf-8", "replace"))
         first = self._group.read() if self._group is not None else None
         self._joined = (first.periods, first.throttled_ns) if first is not None else (0, 0)
+
+    def _join_memory(self, text: str) -> None:
+        if self._memory is not None:
+            self._memory.close()
+        mount = self._memory_mount
+        path = parse_membership(text, mount.version, "memory") if mount is not None else None
+        self._memory = MemoryGroup(mount, path) if mount is not None and path is not None else None
+
+    def _sample_slow(self, now_ns: int, out: list[Counter]) -> None:
+        found = dict(self._network.read())
+        if self._memory is not None:
+            found |= self._memory.read()
+        for name, value in found.items():
+            unit = next((unit for ending, unit in _UNITS if name.endswith(ending)), "count")
+            out.append(Counter(self.track, name, now_ns, value, unit))
 
     def _sample_group(self, now_ns: int, out: list[Counter]) -> None:
         throttling = self._throttling()
@@ -197,3 +230,6 @@ class ProcessCounters:
             thread.close()
         if self._group is not None:
             self._group.close()
+        if self._memory is not None:
+            self._memory.close()
+        self._network.close()

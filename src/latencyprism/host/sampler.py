@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from latencyprism.host.cgroup import find_cpu_mount
+from latencyprism.host.cgroup import find_cpu_mount, find_mount
 from latencyprism.host.machine import MachineCounters
 from latencyprism.host.processes import ProcessCounters
 from latencyprism.records import Counter
@@ -19,9 +19,11 @@ class HostSampler:
     Names, cumulative unless marked *now*:
 
     * thread: ``cpu_ns``, ``runqueue_ns`` (ready but not running), ``timeslices``, ``voluntary_switches``,
-      ``involuntary_switches``; *now*: ``state`` (see ``processes.STATES``), ``cpu`` (where it ran last);
+      ``involuntary_switches``, ``minor_faults``, ``major_faults``; *now*: ``state`` (see
+      ``processes.STATES``), ``cpu`` (where it ran last);
     * process: ``cpu_ns`` (all threads), ``minor_faults``, ``major_faults``, ``read_bytes``, ``write_bytes``,
       ``read_calls``, ``write_calls``, ``throttled_periods``, ``throttled_ns``; *now*: ``quota_cpus``;
+      of its control group what ``MemoryGroup.read`` and of its network what ``network.COUNTED`` names;
     * machine: ``cpu<n>_busy_ns``, ``cpu<n>_steal_ns``, ``cpu<n>_iowait_ns`` (resolution: one clock tick),
       ``psi_<cpu|io|memory>_<some|full>_ns``, ``direct_reclaim_pages``, ``allocation_stalls``;
       *now*: ``load1``, ``running_threads``, ``cpu<n>_frequency_khz``.
@@ -31,9 +33,9 @@ class HostSampler:
     """
 
     def __init__(self, roles: Mapping[int, str]) -> None:
-        mount = find_cpu_mount()
+        mount, memory = find_cpu_mount(), find_mount("memory")
         self._machine = MachineCounters()
-        self._processes = [ProcessCounters(pid, role, mount) for pid, role in roles.items()]
+        self._processes = [ProcessCounters(pid, role, mount, memory) for pid, role in roles.items()]
         self._scanned_ns: dict[int, int] = {}
         self.not_available: list[str] = self._machine.missing()
         for process in self._processes:
