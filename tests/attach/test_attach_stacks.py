@@ -51,8 +51,8 @@ loop()
 """
 
 
-def test_every_frame_of_a_parked_thread_is_read(start: Callable[..., object], python: str) -> None:
-    target = start(PARKED, python=python)
+def test_every_frame_of_a_parked_thread_is_read(start: Callable[..., object], any_python: str) -> None:
+    target = start(PARKED, python=any_python)
     main, worker, native = map(int, target.line().split())  # type: ignore[attr-defined]
     reader = StackReader(python_of(target.pid))  # type: ignore[attr-defined]
     threads = {thread.ident: thread for thread in reader.threads()}
@@ -73,8 +73,8 @@ def test_every_frame_of_a_parked_thread_is_read(start: Callable[..., object], py
     assert reader.stack(threads[worker]) == stack and reader.torn == 0
 
 
-def test_busy_stacks_are_whole_or_dropped(start: Callable[..., object], python: str) -> None:
-    target = start(BUSY, python=python)
+def test_busy_stacks_are_whole_or_dropped(start: Callable[..., object], any_python: str) -> None:
+    target = start(BUSY, python=any_python)
     reader = StackReader(python_of(target.pid))  # type: ignore[attr-defined]
     known = {"<module>", "loop", "middle", "gen", "leaf", "<lambda>", "_bootstrap", "_bootstrap_inner", "run"}
     seen: set[str] = set()
@@ -96,9 +96,9 @@ def test_busy_stacks_are_whole_or_dropped(start: Callable[..., object], python: 
 
 
 def test_a_wrong_layout_is_refused_and_not_believed(
-    start: Callable[..., object], python: str, monkeypatch: pytest.MonkeyPatch
+    start: Callable[..., object], any_python: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = start(PARKED, python=python)
+    target = start(PARKED, python=any_python)
     info = python_of(target.pid)  # type: ignore[attr-defined]
     right = layouts()[info.version[0], info.version[1]]
     for field in ("thread.interpreter", "frame.code", "object.type", "text.state"):

@@ -128,6 +128,27 @@ def test_idle_turns_are_told_apart_by_a_witness() -> None:
     assert found.witness.function.name == "work"
 
 
+def test_parts_of_work_among_idle_turns_are_still_parts() -> None:
+    turns = steps(100)
+    work = parts(turns[::2], 0.02, 0.98)
+    halves = tuple(
+        Call(one.start_ns + k * (one.end_ns - one.start_ns) // 2, one.end_ns - (1 - k) * 11 * MS)
+        for one in work
+        for k in (0, 1)
+    )
+    found = judge(
+        [
+            Watched(candidate("turn", resting=0.4), calls(*turns)),
+            Watched(candidate("work", presence=0.5), work),
+            Watched(candidate("half", presence=0.45), halves),
+        ],
+        WINDOW_NS,
+        0.5,
+    )
+    assert found is not None and found.anchor.function.name == "turn"
+    assert found.witness is not None and found.witness.function.name == "work"
+
+
 def test_what_overlaps_itself_is_hot_or_rare_is_never_chosen() -> None:
     whole = steps(60)
     overlapping = calls(*((a, b + 30) for a, b in whole))

@@ -27,7 +27,9 @@ PIECES_LIMIT = 256
 NEW_ROOT_AFTER = 8
 _KINDS = {1: "latin-1", 2: "utf-16-le", 4: "utf-32-le"}
 _NO_CODE_OWNER = 3
-"""A frame that C put on the stack as a mark; it runs no Python code."""
+"""From here on: a frame that C put on the stack as a mark; it runs no Python code."""
+_TAGS = 7
+"""Low bits of a reference that are no part of the address (3.14 and later; zero before)."""
 _WORD = struct.Struct("<Q")
 _INT = struct.Struct("<i")
 COROUTINE = 0x80 | 0x100
@@ -274,8 +276,8 @@ class StackReader:
             if raw is None:
                 raw = self._read(address, self._frame_span)
             path.append(address)
-            if self._owner_at is None or raw[self._owner_at] != _NO_CODE_OWNER:
-                code = _word(raw, code_at)
+            if self._owner_at is None or raw[self._owner_at] < _NO_CODE_OWNER:
+                code = _word(raw, code_at) & ~_TAGS
                 if code not in self._functions:
                     self._learn(code)
                 at = _INT.unpack_from(raw, at_at)[0] if self._owner_at is None else _word(raw, at_at) - code

@@ -277,7 +277,8 @@ class Watcher:
             if why == "expired":
                 self._attach_again(watch)
             elif why is not None:
-                self._lost(watch, "somebody else detached us", look_again=False)
+                reason = "somebody else detached us" if why == "detached" else f"its probe was {why}"
+                self._lost(watch, reason, look_again=False)
 
     def _attach_again(self, watch: ReplicaWatch) -> None:
         """The watch was held up for longer than the lease: the probe did what it must; begin anew."""

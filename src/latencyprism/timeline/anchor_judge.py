@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import fmean, median, pstdev
+from statistics import fmean, median, mode
 
 from latencyprism.attach.stacks import COROUTINE
 from latencyprism.timeline.anchor_candidates import Candidate
@@ -23,7 +23,7 @@ MOST_OF = 0.6
 LONGEST_STEP_NS = 1_000_000_000
 SHORTEST_STEP_NS = 200_000
 """No engine's iteration takes less: what does is a part of one, or passes its result on."""
-UNEVEN = 0.15
+EVEN = 0.9
 RESTS = 0.05
 ENOUGH_CALLS = 50
 ENOUGH_COVER = 0.7
@@ -87,8 +87,15 @@ class _Inside:
     of_total: float
 
     @property
-    def with_any(self) -> float:
-        return sum(count > 0 for count in self.per_call) / len(self.per_call)
+    def where_any(self) -> list[int]:
+        """How many in each of the parent's calls that had any: an idle turn of a loop has none."""
+        return [count for count in self.per_call if count]
+
+    @property
+    def even(self) -> bool:
+        """Nearly always the same number, as of the parts of one thing."""
+        counts = self.where_any
+        return counts.count(mode(counts)) >= EVEN * len(counts)
 
     @property
     def one_each(self) -> float:
@@ -179,11 +186,8 @@ def _inwards(parent: Watched, fit: Sequence[Watched], notes: list[str]) -> tuple
         if inside.one_each >= WITHIN and inside.share >= WHOLE:
             return child, 1.0
         if _loops_over(parent, child, inside):
-            even = _spread_of(inside.per_call) < UNEVEN
-            notes.append(
-                f"{above} runs {name} {sum(inside.per_call) / len(inside.per_call):.0f} times a call"
-            )
-            return child, 0.7 if even else 0.9
+            notes.append(f"{above} runs {name} {fmean(inside.where_any):.0f} times a call")
+            return child, 0.7 if inside.even else 0.9
         resting = parent.candidate.resting
         if resting > RESTS and child.candidate.resting < resting / 3 and inside.never_more:
             working = 1.0 - resting
@@ -198,13 +202,9 @@ def _loops_over(parent: Watched, child: Watched, inside: _Inside) -> bool:
     request do not, or they make calls that are longer than any step."""
     if child.typical_ns < SHORTEST_STEP_NS or inside.of_total < MOST_OF:
         return False
-    if median(inside.per_call) <= SEVERAL:
+    if median(inside.where_any) <= SEVERAL:
         return False
-    return _spread_of(inside.per_call) >= UNEVEN or parent.typical_ns > LONGEST_STEP_NS
-
-
-def _spread_of(counts: Sequence[int]) -> float:
-    return pstdev(counts) / max(fmean(counts), 1e-9)
+    return not inside.even or parent.typical_ns > LONGEST_STEP_NS
 
 
 def _witness(anchor: Watched, fit: Sequence[Watched]) -> Candidate | None:
@@ -266,9 +266,9 @@ def _judgement(
     ]
     for one in fit:
         inside = _inside(one, anchor) if one is not anchor else None
-        if inside is not None and inside.of_total >= MOST_OF and median(inside.per_call) > SEVERAL:
+        if inside is not None and inside.of_total >= MOST_OF and median(inside.where_any) > SEVERAL:
             reasons.append(
-                f"it runs {one.candidate.function.name} {fmean(inside.per_call):.0f} times, as its parts"
+                f"it runs {one.candidate.function.name} {fmean(inside.where_any):.0f} times, as its parts"
             )
             sure *= 0.9
             break

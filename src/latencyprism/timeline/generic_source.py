@@ -75,6 +75,8 @@ class GenericSource:
     def detached(self) -> str | None:
         if self._session.live:
             return None
+        if self._session.over_budget:
+            return "over budget"
         return "expired" if self._session.expired else "detached"
 
     def close(self) -> None:

@@ -211,6 +211,7 @@ class Iterations:
         self.idle_told = 0
         self.gc_seen = probe.gc_ns
         self.hooks = []
+        self.thread = None
         self.cost_seen = 0
 
     def enter(self, args):
@@ -223,7 +224,9 @@ class Iterations:
         probe = self.probe
         if not probe.alive:
             return
-        if probe.thread is not None and probe.thread != get_ident():
+        if self.thread is None:
+            self.thread = get_ident()
+        elif self.thread != get_ident():
             probe.dropped()
             return
         if self.with_witness and not self.worked:
