@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -183,27 +185,44 @@ class TestTotals:
             lost, kept = probe.lost, len(probe.read())
             totals = probe.totals()[threading.get_native_id()]
         assert lost > 100 and kept <= 64
-        assert totals["count"][Kind.SLEEP] >= 200
+        assert totals["count"][Kind.SLEEP] >= 150  # a timer may ring before the thread has left
         assert probe.lost >= lost  # still readable
 
-    def test_major_faults_are_the_kernels(self, probe: BelowProbe) -> None:
-        totals = probe.thread_totals(threading.get_native_id())
-        assert totals is not None and totals["minor_faults"] >= 0
+    def test_faults_are_the_kernels(self, probe: BelowProbe) -> None:
+        time.sleep(0.001)  # what the kernel counts is read when the thread leaves the CPU
+        own = threading.get_native_id()
+        first, before = probe.thread_totals(own), resource.getrusage(resource.RUSAGE_THREAD)
+        pages = mmap.mmap(-1, 500 * mmap.PAGESIZE)
+        for page in range(500):
+            pages[page * mmap.PAGESIZE] = 1
+        time.sleep(0.001)
+        after, last = resource.getrusage(resource.RUSAGE_THREAD), probe.thread_totals(own)
+        assert first is not None and last is not None
+        assert last["minor_faults"] - first["minor_faults"] == pytest.approx(
+            after.ru_minflt - before.ru_minflt, abs=20
+        )
 
     def test_threads_that_end_are_forgotten(self, probe: BelowProbe) -> None:
-        tids: list[int] = []
+        gate, tids = threading.Event(), []
 
-        def short() -> None:
+        def waits() -> None:
             tids.append(threading.get_native_id())
-            time.sleep(0.01)
+            gate.wait()
 
-        thread = threading.Thread(target=short)
+        def known(wanted: bool) -> bool:
+            end = time.monotonic() + 5
+            while (tids[0] in probe.totals()) != wanted and time.monotonic() < end:
+                time.sleep(0.005)
+            return tids[0] in probe.totals()
+
+        thread = threading.Thread(target=waits)
         thread.start()
-        time.sleep(0.005)
-        assert tids[0] in probe.totals()
+        while not tids:
+            time.sleep(0.001)
+        assert known(True)
+        gate.set()
         thread.join()
-        time.sleep(0.01)
-        assert tids[0] not in probe.totals()
+        assert not known(False)
 
     def test_every_run_of_a_program_is_counted(self, probe: BelowProbe) -> None:
         before = probe.hits()

@@ -109,7 +109,7 @@ class TestLive:
         finally:
             watch.close()
         mine = [span for span in spans if span.track[0].endswith(f" {thread}")]
-        assert {"off-CPU (sleep)", "clock_nanosleep"} <= {span.name for span in mine}
+        assert "off-CPU (sleep)" in {span.name for span in mine}
         assert min(span.end_ns for span in mine) >= deep  # it is no thread that steps wait for
         sleeps = [span for span in mine if span.name == "off-CPU (sleep)"]
         assert sleeps[0].end_ns - sleeps[0].start_ns == pytest.approx(20e6, rel=0.2)
@@ -121,8 +121,8 @@ class TestLive:
         pid, _ = sleeper
         watch = BelowWatch({pid: "engine"})
         try:
-            for second in range(5):
-                watch.tick(time.monotonic_ns() + second * 1_100_000_000)
+            for second in range(6):
+                watch.tick(time.monotonic_ns() + second * 2_100_000_000)
                 time.sleep(0.05)
             assert "scheduler" not in watch.probe.attached
             assert any("budget" in text for text in watch.missing)
@@ -137,7 +137,7 @@ class TestLive:
         try:
             assert watch.describe()["estimated_share"] is None
             for second in range(2):
-                watch.tick(time.monotonic_ns() + second * 1_100_000_000)
+                watch.tick(time.monotonic_ns() + second * 2_100_000_000)
                 time.sleep(0.1)
             share = watch.describe()["estimated_share"]
             assert share is not None and 0 < share < 0.05

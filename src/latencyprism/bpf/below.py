@@ -68,6 +68,7 @@ ALWAYS = tuple(name for name in GROUPS if name != "syscalls")
 HITS = ("switch", "mine", "waking", "interrupt", "rare", "syscall")
 """What the program counts of itself; ``mine``: switches of a watched thread, which do more."""
 _HIT_SLOTS = 8
+_FILTER_BYTES = 8192
 _HIT_OF = {point: HITS[group.hit] for group in GROUPS.values() for point in (*group.tracepoints, *group.raw)}
 _HIT_OF["sched_waking"] = "waking"
 
@@ -134,6 +135,16 @@ class BelowProbe:
             self.stop()
             raise
 
+    def _aim(self, pids: Iterable[int]) -> None:
+        """Make these the targets, besides those already there."""
+        if self._object is None:
+            return
+        bits = bytearray(_FILTER_BYTES)
+        for pid in pids:
+            bits[pid >> 3 & _FILTER_BYTES - 1] |= 1 << (pid & 7)
+            self._object.maps["targets"][pid] = bytes(4)
+        self._object.maps[".data"][0] = bytes(bits)
+
     def _load_group(self, name: str) -> None:
         """A group that this kernel cannot have is named in ``missing``; the scheduler's must be there."""
         try:
@@ -167,15 +178,14 @@ class BelowProbe:
         own = os.getpid()
         try:
             self._set_limits(0, NEVER_NS)
-            self._object.maps["targets"][own] = bytes(4)
+            self._aim((own,))
             self._attach("scheduler")
             self._check_relocation()
             if own not in self.pids:
                 del self._object.maps["targets"][own]
             self.forget([own])
             self._set_limits(self._min_ns, NEVER_NS)
-            for pid in self.pids:
-                self._object.maps["targets"][pid] = bytes(4)
+            self._aim(self.pids)
             for name in [name for name in self.groups if name != "scheduler"]:
                 self.attach(name)
         except BaseException:
@@ -186,6 +196,9 @@ class BelowProbe:
         """Attach a group, such as ``syscalls``; False, and named in ``missing``, if the kernel refuses."""
         if name in self._links or self._object is None:
             return name in self._links
+        if name == "scheduler":
+            # What was known of waits when it was detached is no longer true.
+            self.forget(self.totals())
         before = len(self.missing)
         if name not in self.groups:
             self._load_group(name)

@@ -15,7 +15,7 @@ from latencyprism.bpf.prices import Prices
 
 ALWAYS_SHARE, DEEP_SHARE = 0.002, 0.05
 """Of the CPUs that pay."""
-PATIENCE = 2
+PATIENCE = 3
 """Looks in a row above the limit before anything is given up: a burst is no rate."""
 LEAST_LOOK_NS = 100_000_000
 _RARE = 4
@@ -89,6 +89,15 @@ class BelowBudget:
                 self._probe.missing.append(f"{name}: took {share:.2f} % of the CPUs, more than its budget")
                 gone.append(name)
         return gone
+
+    def take_back(self) -> list[str]:
+        """Attach again what was given up: times change. Returns what is attached now."""
+        names = [name for chosen in self.budget.given_up for name in _GROUPS_OF[chosen]]
+        self.budget.given_up.clear()
+        back = [name for name in names if name in self._probe.groups and self._probe.attach(name)]
+        told = tuple(f"{name}: took" for name in back)
+        self._probe.missing[:] = [text for text in self._probe.missing if not text.startswith(told)]
+        return back
 
     def _spent(self) -> dict[str, float]:
         """ns by group. The rare tracepoints are counted together: they are a group of their own."""

@@ -135,6 +135,7 @@ def syscall_number(name: str, machine: str | None = None) -> int | None:
     return next((number for number, known in names.items() if known == name), None)
 
 
+@cache
 def syscall_classes(machine: str | None = None) -> bytes:
     """The program's table: kind of wait by number."""
     table = bytearray(SYSCALLS)

@@ -16,6 +16,8 @@ _LEAST_SHARE = 0.3
 """A place is named when it holds at least this share of the excess."""
 _MOST_STEPS = 4000
 _NESTED = 0.8
+_BELOW = frozenset({"syscall", "interrupts", "memory", "events"})
+"""Lanes of what the kernel says about threads: they tell how time was lost, not where in the engine."""
 
 
 def where(reference: Window, suspect: Window, expected: Expectations | None = None) -> str:
@@ -85,6 +87,8 @@ def _span_time(spans: Sequence[Span], steps: Sequence[Step]) -> Mapping[str, flo
     ends = np.array([step.end_ns for step in steps])
     for span in spans:
         if scheduler_signal(span) is not None or not span.track or "step" in span.name.split():
+            continue
+        if span.track[-1] in _BELOW:
             continue
         middle = (span.start_ns + span.end_ns) // 2
         at = int(np.searchsorted(starts, middle, side="right")) - 1

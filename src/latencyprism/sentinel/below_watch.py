@@ -23,7 +23,8 @@ from latencyprism.timeline.attribution import API, Attribution, Roles, machine_s
 
 HORIZON_NS = 60_000_000_000
 MOST_KEPT = 400_000
-LOOK_PERIOD_NS = 1_000_000_000
+LOOK_PERIOD_NS = 2_000_000_000
+RETRY_NS = 60_000_000_000
 LEAST_SPAN_NS = 100_000
 
 
@@ -47,7 +48,7 @@ class BelowWatch:
         self._kept: deque[Intervals] = deque()
         self._rows = 0
         self._deep = 0
-        self._looked_ns = 0
+        self._looked_ns = self._retry_ns = 0
         self.probe.start()
         self._roles = Roles.of(self._processes)
         self._attribution = Attribution(self._roles, time.monotonic_ns())
@@ -69,10 +70,7 @@ class BelowWatch:
         """A loop that is another thread than was thought: from now on it is the one."""
         if not loops or loops == self._roles.loop:
             return
-        self._roles = Roles.of(self._processes, loops)
-        self.drain()
-        base = self._totals(self._roles.critical)
-        self._attribution = Attribution(self._roles, time.monotonic_ns(), base)
+        self._begin(Roles.of(self._processes, loops))
 
     def _update(self) -> None:
         now_ns = time.monotonic_ns()
@@ -104,14 +102,33 @@ class BelowWatch:
             return
         self._looked_ns = now_ns
         self._update()
-        (self._deeper if self._deep else self._always).look(now_ns)
+        if self._deep:
+            self._deeper.look(now_ns)
+        elif self._always.look(now_ns):
+            self._retry_ns = now_ns + RETRY_NS
+        elif self._always.budget.given_up and now_ns >= self._retry_ns:
+            self._take_back()
+
+    def _take_back(self) -> None:
+        """Groups given up for the budget are tried again; what threads did meanwhile is not known."""
+        if "scheduler" in self._always.take_back():
+            self._begin(self._roles)
+
+    def _begin(self, roles: Roles) -> None:
+        """Attribute from now on, for these roles."""
+        self.drain()
+        self._roles = roles
+        base = self._totals(roles.critical)
+        self._attribution = Attribution(roles, time.monotonic_ns(), base)
 
     # -- deeper ----------------------------------------------------------------------------------
 
     def go_deep(self) -> None:
-        """Shorter waits and system calls, until as many ``go_back`` were called."""
+        """Shorter waits and system calls, and what was given up for the smaller budget, until as many
+        ``go_back`` were called."""
         self._deep += 1
         if self._deep == 1:
+            self._take_back()
             self.probe.go_deep()
 
     def go_back(self) -> None:

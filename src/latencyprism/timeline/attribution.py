@@ -13,8 +13,19 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from latencyprism.bpf.waits import ASLEEP, RUNNABLE, STOLEN, TOTALS, Intervals, Kind, comm, syscall_name
+from latencyprism.bpf.waits import (
+    ASLEEP,
+    RUNNABLE,
+    STOLEN,
+    TOTALS,
+    Intervals,
+    Kind,
+    comm,
+    syscall_classes,
+    syscall_name,
+)
 from latencyprism.records import Span, Step
 
 LOOP, WORKER, API, OTHER = "engine loop", "worker", "API server", "other"
@@ -233,8 +244,18 @@ def to_spans(intervals: Intervals, names: Mapping[int, str], least_ns: int = 0) 
     lanes of its own: ``syscall``, ``interrupts``, ``memory``. ``names``: {tid: thread name}."""
     kinds = intervals["kind"]
     lasting = intervals["end_ns"] - intervals["start_ns"] >= least_ns
-    drawn = intervals[(kinds <= Kind.SYSCALL) & lasting]
+    # A system call that is there to wait says nothing more than the wait itself.
+    waiting = (kinds == Kind.SYSCALL) & np.isin(_kinds_of(intervals["syscall"]), _WAITING)
+    drawn = intervals[(kinds <= Kind.SYSCALL) & lasting & ~waiting]
     return [_span(row, names) for row in drawn[np.lexsort((drawn["start_ns"], drawn["tid"]))]]
+
+
+_WAITING = (Kind.FUTEX, Kind.SLEEP, Kind.POLL, Kind.CHILD)
+
+
+def _kinds_of(numbers: npt.NDArray[np.int16]) -> npt.NDArray[np.uint8]:
+    table = np.frombuffer(syscall_classes(), np.uint8)
+    return table[np.clip(numbers, 0, len(table) - 1)]
 
 
 def _span(row: np.void, names: Mapping[int, str]) -> Span:

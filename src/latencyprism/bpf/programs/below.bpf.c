@@ -12,6 +12,7 @@
 #define COMM 16
 #define SYSCALLS 512
 #define NO_SYSCALL -1
+#define FILTER_BYTES 8192
 
 enum kind {
     NONE,
@@ -178,6 +179,10 @@ struct call_totals {
 
 const volatile u8 classes[SYSCALLS] = {}; /* kind of wait by system call */
 
+/* One bit for each target, by the low bits of its number: most threads of a machine are told apart by it
+ * without a look into a table. */
+u8 filter[FILTER_BYTES] SEC(".data") = {};
+
 u64 lost = 0;      /* records the full ring refused */
 u64 untracked = 0; /* threads for which there was no room */
 
@@ -248,6 +253,8 @@ INLINE struct settings *limits(void)
 
 INLINE int is_target(u32 tgid)
 {
+    if (!(filter[(tgid >> 3) & (FILTER_BYTES - 1)] & 1 << (tgid & 7)))
+        return 0;
     return bpf_map_lookup_elem(&targets, &tgid) != 0;
 }
 
