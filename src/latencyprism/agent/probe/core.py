@@ -10,6 +10,7 @@ from latencyprism.agent.probe.budget import Budget
 from latencyprism.agent.probe.lane import Lane
 from latencyprism.agent.probe.monitor import Monitor
 from latencyprism.agent.probe.observe import captured_in, hook_method
+from latencyprism.agent.probe.places import find_class, keeping_write, size, why_absent  # noqa: F401
 from latencyprism.agent.probe.prelude import (
     KEY,
     TEXT_NAME,
@@ -82,12 +83,10 @@ class Probe:
             raise RuntimeError("not the ring that was announced")
         self.nonce = config["nonce"]
         self.pid = os.getpid()
-        self.thread = None
         self.lanes = {}
         self.free_lanes = [
             Lane(self.map, self.words, number) for number in reversed(range(self.words[H_RINGS]))
         ]
-        self.wraps = []
         self.hooks = []
         self.deep_hooks = []
         self.refused = []
@@ -296,10 +295,6 @@ class Probe:
         if found:
             self.say("bound before attach, its calls are not seen: " + ", ".join(found))
 
-    def wrap(self, owner, name, make):
-        """Replace the plain function ``name`` of class ``owner`` by ``make(original)``."""
-        self.wraps.append(install(owner, name, make))
-
     def arm_deep(self, until_ns):
         """Observe the pack's deep functions until then (0: no more); each call of them becomes a span."""
         for hook in self.deep_hooks:
@@ -337,8 +332,7 @@ class Probe:
         self.alive = False
         # The last first: two wrappers of one attribute lie in each other.
         left = [hook.label for hook in reversed(self.hooks) if not hook.remove()]
-        left += [record[1] for record in reversed(self.wraps) if not uninstall(record)]
-        self.wraps, self.hooks, self.deep_hooks = [], [], []
+        self.hooks, self.deep_hooks = [], []
         if self.monitor is not None:
             self.monitor.close()
         try:
@@ -364,71 +358,6 @@ class Probe:
         self.map.close()
 
 
-def keeping_write():
-    """write(fd, bytes, length) that keeps the GIL: os.write gives it away, and getting it back from a busy
-    thread costs the engine loop up to a switch interval (5 ms). Needs ctypes, which is not loaded for this
-    alone."""
-    ctypes = sys.modules.get("ctypes")
-    if ctypes is None:
-        return lambda fd, data, length: ignore_full(os.write, fd, data)
-    write = ctypes.PyDLL(None).write
-    write.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)
-    return write
-
-
-def ignore_full(write, fd, data):
-    try:
-        write(fd, data)
-    except BlockingIOError:
-        pass  # a full pipe holds wakes enough
-
-
-def install(owner, name, make):
-    original = vars(owner)[name]
-    if not callable(original) or isinstance(original, (staticmethod, classmethod)):
-        raise TypeError("not a plain function")
-    new = make(original)
-    for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):
-        setattr(new, attribute, getattr(original, attribute, None))
-    new.__wrapped__ = original
-    setattr(owner, name, new)
-    return (owner, name, original, new)
-
-
-def uninstall(record):
-    owner, name, original, new = record
-    if vars(owner).get(name) is not new:
-        return False
-    setattr(owner, name, original)
-    return True
-
-
-def find_class(module, name):
-    """A class of an already imported module; the probe never imports, nor lets a module's ``__getattr__`` do
-    so."""
-    found = getattr(sys.modules.get(module), "__dict__", {}).get(name)
-    return found if isinstance(found, type) else None
-
-
-def why_absent(module):
-    """Why a class of this module was not found. The module's own ``__getattr__`` is not asked."""
-    found = sys.modules.get(module)
-    if found is None:
-        return "its module is not imported"
-    spec = getattr(found, "__dict__", {}).get("__spec__")
-    if getattr(spec, "_initializing", False):
-        return "its module is still being imported"
-    return "no such class"
-
-
-def size(value):
-    """len() of a plain container, else -1: a length is all that is ever read of token lists."""
-    try:
-        return len(value)
-    except TypeError:
-        return -1
-
-
 def start(config, reader):
     """Install ``reader`` unless another watcher holds this process; tell the outcome through the ring."""
     present = sys.modules.get(KEY)
@@ -446,7 +375,7 @@ def start(config, reader):
             present.remove(STATE_EXPIRED)
         probe.begin(config.get("monitoring", True))
         missing = [*reader(probe, config), *probe.refused]
-        if not probe.wraps and not probe.hooks:
+        if not probe.hooks:
             raise RuntimeError("nothing to hook: " + ", ".join(missing))
         if missing:
             probe.say("not found: " + ", ".join(missing))
