@@ -15,8 +15,7 @@ build() { # SOURCE OBJECT [DEFINE]
 
 build native_step.bpf.c native_step.x86_64.bpf.o LP_X86_64
 build native_step.bpf.c native_step.aarch64.bpf.o LP_AARCH64
-build sched.bpf.c sched.bpf.o
 build below.bpf.c below.bpf.o
 build calls.bpf.c calls.x86_64.bpf.o LP_X86_64
 build calls.bpf.c calls.aarch64.bpf.o LP_AARCH64
-sha256sum lp_bpf.h lp_registers.h calls.bpf.c native_step.bpf.c sched.bpf.c below.bpf.c > "$out/sources.sha256"
+sha256sum lp_bpf.h lp_registers.h calls.bpf.c native_step.bpf.c below.bpf.c > "$out/sources.sha256"

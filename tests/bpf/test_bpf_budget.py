@@ -94,7 +94,7 @@ class TestLive:
         functions = [Function("cool", offset=clone), Function("hot", offset=stub)]
         probe = CallProbe(target.pid, [target.file.descriptor], functions)
         try:
-            budget = CallBudget(probe, {0: PUSH, 1: PUSH}, Prices({PUSH: Price(500.0, 1000.0, 900.0)}, {}))
+            budget = CallBudget(probe, Prices({PUSH: Price(500.0, 1000.0, 900.0)}, {}))
             target.order("rate 200000 1")
             gone: list[str] = []
             for _ in range(5):

@@ -267,6 +267,6 @@ def test_a_refused_program_gives_the_verifiers_reason() -> None:
 
 def test_objects_are_packaged_with_their_sources() -> None:
     folder = Path(kernel.__file__).parent / "programs"
-    assert {"lp_bpf.h", "native_step.bpf.c", "sched.bpf.c", "sched.bpf.o"} <= {
+    assert {"lp_bpf.h", "native_step.bpf.c", "below.bpf.c", "below.bpf.o"} <= {
         p.name for p in folder.iterdir()
     }

@@ -22,7 +22,7 @@ from latencyprism.errors import BadInput, PrismError
 
 PROGRAMS = Path(btf.__file__).parent / "programs"
 NAMES = (
-    "native_step.x86_64", "native_step.aarch64", "sched", "below", "calls.x86_64", "calls.aarch64",
+    "native_step.x86_64", "native_step.aarch64", "below", "calls.x86_64", "calls.aarch64",
 )  # fmt: skip
 
 
@@ -59,11 +59,11 @@ def test_every_program_has_function_information(name: str) -> None:
 
 
 def test_scheduler_programs_carry_relocations_for_kernel_structures() -> None:
-    parsed = parse_object(read_object("sched"))
+    parsed = parse_object(read_object("below"))
     types, extra = parsed.section(".BTF"), parsed.section(".BTF.ext")
     assert types and extra
     information = parse_ext(extra.data, Btf(types.data))
-    assert all(information[f"tp_btf/{name}"][1] for name in ("sched_switch", "sched_wakeup"))
+    assert all(information[f"tp_btf/{name}"][1] for name in ("sched_switch", "sched_waking"))
 
 
 def _read_everything(data: bytes) -> None:

@@ -113,18 +113,16 @@ class BelowBudget:
 
 class CallBudget:
     """Keeps a ``CallProbe`` within its budget, function by function: share of one CPU, because one thread of
-    the target may make all the calls. ``kinds``: class of the first instruction of each function."""
+    the target may make all the calls."""
 
-    def __init__(
-        self, probe: CallProbe, kinds: Mapping[int, str], prices: Prices, limit: float = DEEP_SHARE
-    ) -> None:
+    def __init__(self, probe: CallProbe, prices: Prices, limit: float = DEEP_SHARE) -> None:
         self.budget = Budget(limit)
-        self._probe, self._prices, self._kinds = probe, prices, kinds
+        self._probe, self._prices = probe, prices
 
     def price_ns(self, index: int) -> float:
         """What one call of a function costs."""
         function = self._probe.functions[index]
-        return self._prices.of_call(self._kinds.get(index, ""), function.returns)
+        return self._prices.of_call(self._probe.kinds.get(index, ""), function.returns)
 
     def look(self, now_ns: int) -> list[str]:
         """Symbols that were detached now; call about once a second."""

@@ -21,6 +21,7 @@ from latencyprism.bpf import kernel, perf_uprobe
 from latencyprism.bpf.loader import LoadedObject, read_object
 from latencyprism.bpf.native import entry_offset
 from latencyprism.bpf.ring import RingBuffer
+from latencyprism.bpf.stubs import class_of
 from latencyprism.errors import BadInput, PrismError, TargetRefused
 
 FUNCTIONS = 512
@@ -90,6 +91,8 @@ class CallProbe:
             raise BadInput("cannot probe the library", f"1 to {FUNCTIONS} functions, not {len(functions)}")
         self.pid, self.files, self.functions = pid, tuple(files), tuple(functions)
         self.missing: list[str] = []
+        self.kinds: dict[int, str] = {}
+        """{index: class of the instruction that is probed}, which is what sets the price."""
         self.way = ""
         self._links: list[int] = []
         self._ring: RingBuffer | None = None
@@ -111,6 +114,8 @@ class CallProbe:
     def _resolve(self) -> dict[int, int]:
         """{index: file offset} of the functions that are there."""
         found = {i: f.offset for i, f in enumerate(self.functions) if f.offset is not None}
+        for i, at in found.items():
+            self.kinds[i] = class_of(os.pread(self.files[self.functions[i].file], 8, at))
         for number, file in enumerate(self.files):
             wanted = [i for i, f in enumerate(self.functions) if f.file == number and f.offset is None]
             if not wanted:
@@ -124,6 +129,7 @@ class CallProbe:
                         self.missing.append(self.functions[i].symbol)
                     else:
                         found[i] = offset
+                        self.kinds[i] = class_of(os.pread(file, 8, offset))
         return found
 
     def _load(self, ring_bytes: int) -> LoadedObject:

@@ -11,9 +11,12 @@ from pathlib import Path
 from latencyprism.attach.maps import open_mapped, read_maps
 from latencyprism.attach.permissions import Condition
 from latencyprism.bpf import kernel
+from latencyprism.bpf.below import BelowProbe
 from latencyprism.bpf.btf import tracepoint_types
+from latencyprism.bpf.calls import CallProbe, Function
 from latencyprism.bpf.native import NativeProbe, Point
-from latencyprism.bpf.sched import SchedProbe
+from latencyprism.bpf.prices import measure_calls
+from latencyprism.bpf.stubs import StubFile
 from latencyprism.errors import PrismError
 
 # Cheap, without effect, and starting with a push in common builds of glibc, as most functions of libraries
@@ -23,12 +26,14 @@ _CALLS, _ROUNDS = 2000, 5
 
 
 def conditions() -> list[Condition]:
-    """Each thing the eBPF probes need, tried; under a second, nothing is left behind."""
+    """Each thing the eBPF probes need, tried; a second or two, nothing is left behind."""
     return [
         _try("architecture", kernel.supported_machine),
         _try("kernel type information", lambda: f"{_tracepoints()} tracepoints resolved"),
         _try("bpf(2) allowed", _create_ring),
         _try("uprobes on a process", _probe_self),
+        _try("timed calls", _time_self),
+        _try("price of a probed call", _price_self),
         _try("scheduler tracing, structure offsets right", _trace_self),
         _pid_namespace(),
         _jit(),
@@ -53,10 +58,39 @@ def _create_ring() -> str:
 
 
 def _trace_self() -> str:
-    with SchedProbe([os.getpid()]) as probe:
-        time.sleep(0.002)
-        events = len(probe.stop())
-    return f"own sleep seen, {events} events"
+    with BelowProbe([os.getpid()]) as probe:
+        attached, missing = ", ".join(probe.attached), "; ".join(probe.missing)
+    return f"own sleep seen; {attached}" + (f"; not here: {missing}" if missing else "")
+
+
+def _time_self() -> str:
+    """Which way of attaching this kernel knows: one probe for entry and return, two in one link, or two
+    events for each function."""
+    file = StubFile()
+    kind, stub = next(iter(file.stubs.items()))
+    try:
+        probe = CallProbe(os.getpid(), [file.descriptor], [Function(kind, offset=stub.offset)])
+        try:
+            file.run(kind, _CALLS)
+            seen = probe.totals()[0].calls
+        finally:
+            probe.close()
+    finally:
+        file.close()
+    if seen != _CALLS:
+        raise PrismError("return probes do not work", f"{seen} of {_CALLS} calls were seen")
+    return {
+        "session": "one probe for entry and return (Linux 6.13)",
+        "multi": "entry and return, many functions in one link (Linux 6.6)",
+        "perf": "one event for each entry and return: slow to take away",
+    }[probe.way]
+
+
+def _price_self() -> str:
+    """By the first instruction of the function: what the kernel cannot emulate it executes apart."""
+    prices = measure_calls(hits=200, rounds=2, pairs_only=True)
+    told = (f"{kind} {price.pair_ns:.0f} ns" for kind, price in prices.items() if price.pair_ns is not None)
+    return "entry and return: " + ", ".join(told)
 
 
 def _probe_self() -> str:
