@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from latencyprism.agent.probe import transformers
-from latencyprism.agent.probe.vllm import compose, count_outputs
+from latencyprism.agent.probe.vllm_compose import Lists, compose, count_outputs
 from latencyprism.records.step import NULL
 
 
@@ -101,9 +101,32 @@ def test_sums_are_those_of_a_loop_over_all_requests(requests: list[tuple[str, in
     scheduled = scheduler_output(requests)
     expected, prefills = one_by_one(scheduled)
     noted: list[tuple[str, int, int, bool]] = []
-    assert compose(scheduled, noted) == expected
+    assert compose(scheduled, scheduled.scheduled_cached_reqs, noted) == expected
     assert sorted(p[:3] for p in noted) == sorted(prefills)
     assert {p[0] for p in noted if p[3]} == {new.req_id for new in scheduled.scheduled_new_reqs}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(REQUEST, max_size=20), st.sampled_from(["objects", "lists"]))
+def test_older_layouts_say_the_same(requests: list[tuple[str, int, int, int]], layout: str) -> None:
+    scheduled = scheduler_output(requests)
+    again = scheduled.scheduled_cached_reqs
+    resumed = [name in again.resumed_req_ids for name in again.req_ids]
+    # There a request has output once its prompt is computed.
+    known = {
+        name: SimpleNamespace(num_prompt_tokens=computed if output else computed + 1)
+        for name, computed, output in zip(again.req_ids, again.num_computed_tokens, again.num_output_tokens)
+    }
+    older = SimpleNamespace(
+        req_ids=again.req_ids, num_computed_tokens=again.num_computed_tokens, resumed_from_preemption=resumed
+    )
+    if layout == "objects":
+        older = [  # type: ignore[assignment]
+            SimpleNamespace(req_id=name, num_computed_tokens=computed, resumed_from_preemption=flag)
+            for name, computed, flag in zip(again.req_ids, again.num_computed_tokens, resumed)
+        ]
+    noted: list[tuple[str, int, int, bool]] = []
+    assert compose(scheduled, Lists(layout, older, known), noted) == one_by_one(scheduled)[0]
 
 
 @settings(max_examples=200, deadline=None)

@@ -38,6 +38,7 @@ def run(engine: str, running: Sequence[int], seed: int, say: Callable[[str], Non
         if not isinstance(source, PythonSource):
             attachment.close()
             raise PrismError(f"{engine} is not watched by a probe inside it")
+        source.allow(1_000_000)
         try:
             levels = {str(level): _level(server, source, level, seed, say) for level in sorted(running)}
         finally:

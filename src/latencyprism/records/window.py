@@ -49,6 +49,9 @@ class StepSource(Protocol):
         """Ask for deeper spans, where the source has any, for so long."""
 
     def detached(self) -> str | None:
-        """Why the probe is no longer there ("expired", "detached"); None while it is."""
+        """Why the probe is no longer there ("expired", "detached", "over budget"); None while it is."""
+
+    def notices(self) -> list[str]:
+        """What the source has to say since the last call: what it cannot read, or no longer reads."""
 
     def close(self) -> None: ...

@@ -179,16 +179,31 @@ class PythonSource:
         for session in self._all(self._sessions.values()):
             session.renew()
 
+    def allow(self, budget_ppm: int) -> None:
+        """Let the probes cost this much of the step time before they drop readings; for measuring them."""
+        for session in self._all(self._sessions.values()):
+            session.ring.set_header(ring.H_BUDGET_PPM, budget_ppm)
+
     def arm_deep(self, seconds: float) -> None:
         for session in self._sessions.values():
             session.arm_deep(seconds)
 
     def detached(self) -> str | None:
         """Why a probe is no longer there: "detached" by somebody else, "expired" because its lease was not
-        renewed in time; None while all are live."""
+        renewed in time, "over budget" because it cost too much with nothing left to drop; None while all are
+        live."""
         if all(session.live for session in self._sessions.values()):
             return None
+        if any(session.over_budget for session in self._sessions.values()):
+            return "over budget"
         return "expired" if any(session.expired for session in self._sessions.values()) else "detached"
+
+    def notices(self) -> list[str]:
+        return [
+            f"{self._names.get(session.pid, session.pid)}: {text}"
+            for session in self._all(self._sessions.values())
+            for text in session.notices()
+        ]
 
     def hashed(self, request_id: str) -> int:
         """What stands for a request id in this source's records."""
@@ -285,5 +300,10 @@ def _plan(reader: str, entry: PackRange, member: Member, request_key: bytes) -> 
         raise TargetRefused(
             f"cannot watch process {member.pid}", f"nothing is read in its role {member.role}"
         )
-    options = {"request_key": request_key.hex(), "layout": entry.layout}
+    options = {
+        "request_key": request_key.hex(),
+        "layout": entry.layout,
+        "parameters": entry.parameters,
+        "fields": entry.fields_for(member.role),
+    }
     return ProbePlan(reader, member.role, member.rank, entry.hooks, _deep_of(entry, member), options)

@@ -9,7 +9,7 @@ position_offset.
 # isort: off
 # [cut
 from latencyprism.agent.probe.core import find_class, now_ns, size
-from latencyprism.agent.probe.request_log import RequestLog
+from latencyprism.agent.probe.request_log import RequestLog, monotonic_of
 from latencyprism.records.ring import (
     KIND_STEP,
     REQUEST_ADDED,
@@ -59,10 +59,13 @@ class LoopReader:
     def __init__(self, probe, config):
         self.probe = probe
         self.log = RequestLog(probe, config)
+        self.following = probe.reading("requests")
         self.step = 0
         self.last_end = 0
         self.gc_seen = probe.gc_ns
-        self.known = None
+        self.known = set()
+        self.fresh = []
+        self.adopted = False
         self.flowing = set()
         self.paused = set()
         self.updating = False
@@ -89,7 +92,15 @@ class LoopReader:
         self.schedule_ns += end - start
         if result[0]:
             self.work, places = compose(result[0])
-            self.note_changes(args[0], result[0], places)
+            self.count_cached(args[0], result[0], places)
+            if self.following.on:
+                begun = now_ns()
+                try:
+                    self.note_changes(args[0], result[0], places)
+                except Exception:
+                    self.following.on = False  # what cannot be read once is not asked for again
+                    self.probe.error()
+                self.following.cost_ns += now_ns() - begun
         self.own_ns += now_ns() - end
 
     def on_stepped(self, state, args, result, start, end):
@@ -135,34 +146,41 @@ class LoopReader:
 
     # -- requests ------------------------------------------------------------------------------------
 
+    def count_cached(self, scheduler, futures, places):
+        """What a request has computed when it is first seen came out of the cache."""
+        self.fresh = []
+        for place in places:
+            state = futures[place].state
+            if state.request_id not in self.known:
+                self.known.add(state.request_id)
+                self.fresh.append(state)
+                self.cached_tokens += state.position_offset
+        if len(self.known) > KNOWN_REQUESTS_LIMIT:
+            self.known &= set(scheduler.active_requests).union(scheduler.waiting_requests)
+
     def note_changes(self, scheduler, futures, places):
         log, flowing = self.log, self.flowing
-        if self.known is None:
-            self.known = set()
+        if not self.adopted:
+            self.adopted = True
             self.adopt(futures)
+        for state in self.fresh:
+            name, computed = state.request_id, state.position_offset
+            log.note(REQUEST_ADDED, name, created_ns(state), NULL, len(state.initial_tokens), 0)
+            log.note(REQUEST_SCHEDULED, name, self.step, computed)
         for place in places:
             future = futures[place]
-            state = future.state
-            name = state.request_id
-            if name not in self.known:
-                self.known.add(name)
-                self.cached_tokens += state.position_offset
-                log.note(REQUEST_ADDED, name, created_ns(state), NULL, len(state.initial_tokens), 0)
-                log.note(REQUEST_SCHEDULED, name, self.step, state.position_offset)
+            name = future.state.request_id
             if future.has_new_token:
                 flowing.add(name)
                 log.note(REQUEST_TOKENS, name, self.step)
         if flowing and (self.paused or len(futures) != len(scheduler.active_requests)):
             self.note_turns(futures)
-        if len(self.known) > KNOWN_REQUESTS_LIMIT:
-            self.known &= set(scheduler.active_requests).union(scheduler.waiting_requests)
 
     def adopt(self, futures):
         """Once: the requests that had tokens before the probe came."""
         for future in futures:
             state = future.state
             if size(state.generated_tokens) > 0:
-                self.known.add(state.request_id)
                 self.flowing.add(state.request_id)
                 had = generated_tokens(state)
                 prompt = len(state.initial_tokens)
@@ -193,7 +211,7 @@ class LoopReader:
             FAILED
             if failed
             else LENGTH
-            if len(state.generated_tokens) >= state._new_tokens_limit
+            if len(state.generated_tokens) >= getattr(state, "_new_tokens_limit", 0)
             else STOPPED
         )
         self.end(state, reason)
@@ -207,19 +225,22 @@ class LoopReader:
         last = self.step if self.updating else self.step - 1
         self.log.note(REQUEST_ENDED, name, last, now_ns(), generated_tokens(state), reason)
         self.log.forget(name)
-        for names in (self.known or set(), self.flowing, self.paused):
+        for names in (self.known, self.flowing, self.paused):
             names.discard(name)
 
 
 def created_ns(state):
-    """When it was created, by time.perf_counter(): CLOCK_MONOTONIC on Linux."""
-    created = getattr(state, "created_time", None)
-    return int(created * 1e9) if isinstance(created, float) else NULL
+    """When it was created, by time.perf_counter(), which is CLOCK_MONOTONIC on Linux, or by time.time()."""
+    created, now = getattr(state, "created_time", None), now_ns()
+    if isinstance(created, float) and created * 1e9 <= now:
+        return int(created * 1e9)
+    return monotonic_of(created, now)
 
 
 def generated_tokens(state):
     """All it was given, also before a reset that made its tokens part of its prompt."""
-    before = len(state.initial_tokens) - state._true_initial_tokens if state._true_initial_tokens else 0
+    prompt = getattr(state, "_true_initial_tokens", 0)
+    before = len(state.initial_tokens) - prompt if prompt else 0
     return before + len(state.generated_tokens)
 
 
@@ -240,7 +261,9 @@ def reader(probe, config):
         for class_name in class_names.split("|"):
             owner = find_class(module, class_name)
             if owner is not None and callable(vars(owner).get(method)):
-                found = probe.observe(owner, method, enter=enter, leave=leave) is not None or found
+                reading = loop.following if name in ("finish", "cancel") else None
+                hook = probe.observe(owner, method, enter=enter, leave=leave, reading=reading)
+                found = hook is not None or found
         if not found:
             missing.append("%s.%s.%s" % (module, class_names, method))
     return missing
