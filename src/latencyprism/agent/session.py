@@ -28,6 +28,7 @@ FIRST_LEASE_S = 15.0
 """Until the watch has begun: beside engines that spin, attaching to the other processes can take seconds."""
 RING_SLOTS = 2048  # 768 kB for each thread that writes: 20 s of 100 steps/s
 RINGS = 8
+NOTICES_LIMIT = 100
 BUDGET_PPM = 3_000
 """What a probe may cost, of the step time: 0.3 %. Below 20 us a step it is never too much."""
 
@@ -65,6 +66,7 @@ class ProbeSession:
         self._injector = Injector(pid)
         self._files: list[Path] = []
         self._wake_fd = -1
+        self._told: set[str] = set()
         self.last_message = ""
         """What the probe had said by the time it was detached."""
         folder, inside = _shared_folder(pid)
@@ -135,7 +137,7 @@ class ProbeSession:
 
     def drain_wakes(self) -> None:
         try:
-            while os.read(self._wake_fd, 4096):
+            while len(os.read(self._wake_fd, 4096)) == 4096:
                 pass
         except BlockingIOError:
             return
@@ -182,6 +184,14 @@ class ProbeSession:
             "readings_off": self.ring.readings_off(),
             "message": self.ring.message(),
         }
+
+    def notices(self) -> list[str]:
+        """What the probe has said since the last call: what it could not hook, read, or no longer reads."""
+        if len(self._told) > NOTICES_LIMIT:
+            return []  # a target that writes the ring itself
+        new = [text for text in self.ring.message().split("; ") if text and text not in self._told]
+        self._told.update(new)
+        return new
 
     def close(self, timeout_s: float = 2.0) -> bool:
         """Detach: the probe removes itself at its next call, or, if none comes, by a second injection.

@@ -270,6 +270,11 @@ class Watcher:
         for watch in list(self.watches):
             source = watch.attachment.source
             source.renew()
+            for text in source.notices():
+                self._say(f"note: {text}")
+                self._out.event(
+                    "notice", engine=watch.replica.engine, pid=watch.replica.engine_pid, text=text
+                )
             if not watch.attachment.alive():
                 self._lost(watch, "the engine ended")
                 continue

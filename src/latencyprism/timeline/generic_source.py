@@ -79,6 +79,9 @@ class GenericSource:
             return "over budget"
         return "expired" if self._session.expired else "detached"
 
+    def notices(self) -> list[str]:
+        return self._session.notices()
+
     def close(self) -> None:
         self._session.close()
 

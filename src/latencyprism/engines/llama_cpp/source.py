@@ -193,6 +193,10 @@ class LlamaSource:
         """Nobody else can take kernel probes of ours out."""
         return None
 
+    def notices(self) -> list[str]:
+        """There is nothing that it may drop."""
+        return []
+
     def close(self) -> None:
         """Take the probes out; safe to repeat."""
         self._probe.close()
