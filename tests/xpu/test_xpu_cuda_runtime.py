@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -15,7 +16,9 @@ import pytest
 from latencyprism.attach.maps import open_mapped
 from latencyprism.bpf.features import measure_probe
 from latencyprism.bpf.native import RETURN, NativeProbe, Point
-from latencyprism.errors import PrismError
+from latencyprism.bpf.prices import Price, Prices
+from latencyprism.errors import PrismError, TargetRefused
+from latencyprism.xpu.runtime_calls import RuntimeProbe
 from latencyprism.xpu.symbols import Mapped, find_libraries
 
 LIBRARIES = {13: "cu13/lib/libcudart.so.13", 12: "cuda_runtime/lib/libcudart.so.12"}
@@ -106,3 +109,51 @@ def test_probes_see_every_call_with_its_arguments(version: int) -> None:
     assert all(hit.args == (0x1234, 0x5678) for hit in graphs)
     # Without a driver every call fails; what it says is the runtime's own.
     assert len({hit.args[0] & 0xFFFFFFFF for hit in returns} - {0}) == 1
+
+
+@pytest.mark.bpf
+@pytest.mark.root
+def test_calls_are_timed_added_up_and_given_up_when_too_dear() -> None:
+    try:
+        measure_probe()
+    except PrismError as error:
+        pytest.skip(f"no uprobes here: {error}")
+    with process(13) as caller:
+        assert caller.stdin and caller.stdout
+        dear = Prices({"push": Price(1e6, 1e6, 1e6)}, {})
+        probe = RuntimeProbe(caller.pid, prices=dear, limit=0.05)
+        try:
+            caller.stdin.write("50\n")
+            caller.stdin.flush()
+            assert caller.stdout.readline() == "done\n"
+            spans = probe.spans({caller.pid: ("engine", "main")})
+            totals = {total.symbol: total for total in probe.totals() if total.calls}
+            assert {name: total.calls for name, total in totals.items()} == {
+                "cudaStreamSynchronize": 50, "cudaGraphLaunch": 50,
+            }  # fmt: skip
+            assert len(spans) == 100 and probe.lost == 0
+            assert {span.track for span in spans} == {("engine", "main")}
+            graph = [span for span in spans if span.name == "cudaGraphLaunch"]
+            assert dict(graph[0].details) == {"library": "CUDA runtime", "kind": "graph"}
+            took = sum(span.end_ns - span.start_ns for span in graph)
+            assert took == totals["cudaGraphLaunch"].total_ns
+            for _ in range(6):
+                caller.stdin.write("200\n")
+                caller.stdin.flush()
+                assert caller.stdout.readline() == "done\n"
+                time.sleep(0.11)
+                probe.look(time.monotonic_ns())
+            assert set(probe.given_up) == {"cudaStreamSynchronize", "cudaGraphLaunch"}
+            assert probe.cost_share is not None and probe.cost_share < 0.05
+        finally:
+            probe.close()
+
+
+def test_a_process_without_a_runtime_is_refused() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as plain:
+        try:
+            time.sleep(0.2)
+            with pytest.raises(TargetRefused, match="maps no known runtime"):
+                RuntimeProbe(plain.pid)
+        finally:
+            plain.kill()

@@ -10,15 +10,15 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-from latencyprism.attach.elf import EM_X86_64, Elf
+from latencyprism.attach.elf import Elf
 from latencyprism.attach.maps import Mapping, open_mapped, read_maps
 from latencyprism.bpf.native import entry_offset
+from latencyprism.bpf.stubs import OTHER, class_of
 from latencyprism.errors import PrismError
 from latencyprism.tomlfile import parse_toml
 
 KINDS = ("launch", "graph", "copy", "wait", "memory", "matmul", "communicator", "collective", "group")
 _SO_VERSION = re.compile(r"\.so\.(\d+)")
-_ENDBR64 = b"\xf3\x0f\x1e\xfa"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +49,18 @@ class Library:
 
 
 class Symbol(NamedTuple):
-    """A function found in a mapped file. ``prologue``: ``push`` and ``nop`` (emulated by the kernel: cheap),
-    ``endbr64+`` (probed behind it, by what follows), ``other`` (single-stepped: about ten times the cost)."""
+    """A function found in a mapped file. ``prologue``: a class of ``bpf.stubs`` (``push`` and ``nop`` are
+    cheap to probe, ``other`` costs about ten times as much); ``endbr64+`` before it: probed behind that."""
 
     name: str
     kind: str
     function: Function
     prologue: str
+
+    @property
+    def probed_class(self) -> str:
+        """The class that sets the price of a probe (``bpf.prices``)."""
+        return self.prologue.removeprefix("endbr64+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +145,6 @@ def prologue(elf: Elf, vaddr: int) -> str:
     """How a function begins; see ``Symbol``."""
     begin, probed = elf.file_offset(vaddr), entry_offset(elf, vaddr)
     if begin is None or probed is None:
-        return "other"
-    if elf.machine != EM_X86_64:
-        return "push"  # arm64's kernel simulates or steps in place; no such difference is known there
-    code = elf.read(probed, 5)
-    kind = "other"
-    if 0x50 <= code[0] <= 0x57 or (code[0] == 0x41 and 0x50 <= code[1] <= 0x57):
-        kind = "push"
-    elif code[:1] == b"\x90" or code == b"\x0f\x1f\x44\x00\x00":
-        kind = "nop"
+        return OTHER
+    kind = class_of(elf.read(probed, 8))
     return f"endbr64+{kind}" if probed != begin else kind
