@@ -8,7 +8,6 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +15,7 @@ import pytest
 from latencyprism.agent import session as session_module
 from latencyprism.agent.assemble import assemble_source
 from latencyprism.agent.session import ProbePlan, ProbeSession
-
-PYENV = Path.home() / ".pyenv" / "versions"
-VERSIONS = ("3.10", "3.11", "3.12", "3.13")
+from latencyprism.bench import attaching
 
 HEAD = """
 import sys, os, gc, json, time, types, threading, asyncio, inspect, ctypes
@@ -47,23 +44,13 @@ for _line in sys.stdin:
 """
 
 
-def find_python(version: str) -> str | None:
-    """An interpreter of that minor version: this one, or pyenv's."""
-    if sys.version_info[:2] == tuple(map(int, version.split("."))):
-        return sys.executable
-    for folder in sorted(PYENV.glob(f"{version}.*")):
-        if (folder / "bin" / "python").exists():
-            return str(folder / "bin" / "python")
-    return None
-
-
-@pytest.fixture(params=VERSIONS)
+@pytest.fixture(params=attaching.VERSIONS)
 def python(request: pytest.FixtureRequest) -> str:
     """Path of an interpreter, once for each supported minor version."""
-    found = find_python(request.param)
+    found = attaching.find_pythons().get(request.param)
     if found is None:
         pytest.skip(f"no Python {request.param} on this machine")
-    return found
+    return str(found)
 
 
 class Target:
