@@ -12,7 +12,16 @@ from recorder_samples import alert, incident, verdict
 from latencyprism.errors import BadInput, PrismError
 from latencyprism.recorder import Capture, read_capture, write_capture, write_raw
 from latencyprism.recorder.blocks import Block, write_block
-from latencyprism.records import PHASES, STEP_COLUMNS, Counter, Span, Step
+from latencyprism.records import (
+    FINISH_REASONS,
+    PHASES,
+    REQUEST_COLUMNS,
+    STEP_COLUMNS,
+    Counter,
+    Request,
+    Span,
+    Step,
+)
 
 GOLDEN = Path(__file__).with_name("golden.pftrace")
 
@@ -32,6 +41,14 @@ def steps(draw: st.DrawFn) -> Step:
     return Step(engine, *numbers, **rest)  # type: ignore[arg-type]
 
 
+@st.composite
+def requests(draw: st.DrawFn) -> Request:
+    engine = draw(st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=16))
+    rest: dict[str, object] = {name: draw(maybe) for name in REQUEST_COLUMNS[3:]}
+    rest["finish_reason"] = draw(st.none() | st.sampled_from(FINISH_REASONS))
+    return Request(engine, draw(int64), draw(int64), **rest)  # type: ignore[arg-type]
+
+
 detail = st.tuples(words, words | int64 | st.floats(allow_nan=False))
 spans = st.builds(Span, tracks, words, int64, int64, maybe, st.lists(detail, max_size=3).map(tuple))
 counters = st.builds(Counter, tracks, words, int64, st.floats(allow_nan=False), words)
@@ -41,6 +58,7 @@ captures = st.builds(
     steps=st.lists(steps(), max_size=4),
     spans=st.lists(spans, max_size=4),
     counters=st.lists(counters, max_size=4),
+    requests=st.lists(requests(), max_size=4),
     alerts=st.lists(st.builds(lambda: alert(incident(4).steps[-1], 2)), max_size=1),
     verdict=st.none() | st.builds(verdict),
 )
@@ -162,13 +180,14 @@ def test_blocks_of_hostile_content_are_left_out(tmp_path: Path) -> None:
                 Block("alerts", {}, b'[{"id": 7}]'),
                 Block("verdict", {}, b'{"cause": []}'),
                 Block("expected", {}, b"123"),
+                Block("requests", {"first": 0, "rows": 1, "columns": [["replica", "<i8"]]}, bytes(8)),
                 Block("weather", {}, b""),
             )
         )
     )
     read = read_capture(path)
     assert read.steps == [] and read.alerts == [] and read.verdict is None
-    assert len(read.notices) == 11
+    assert len(read.notices) == 12
 
 
 def test_new_columns_are_ignored_and_missing_ones_are_not_seen(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latencyprism.recorder import FlightRecorder
-from latencyprism.records import Counter, Span, Step, Window
+from latencyprism.records import Counter, Request, Span, Step, Window
 
 S = 1_000_000_000
 
@@ -51,6 +51,21 @@ def test_window_returns_what_overlaps_in_order_of_time() -> None:
     assert seen.counters == []
     assert [s.start_ns for s in recorder.window(0, 9 * S).spans] == [3 * S, 5 * S]
     assert recorder.latest_step() == step(2, 2 * S)
+
+
+def test_requests_are_kept_by_when_they_ended_and_are_bounded() -> None:
+    recorder = FlightRecorder(horizon_s=10, max_bytes=1 << 20)
+    for number in range(30):
+        recorder.add(
+            Window([step(number, number * S)], [], [], [Request("vllm", 0, number, (number - 5) * S)])
+        )
+    assert [r.request for r in recorder.window(0, 100 * S).requests] == list(range(19, 30))
+    # One that arrived later than the window, and one that had ended before it.
+    assert [r.request for r in recorder.window(25 * S, 22 * S).requests] == [25, 26, 27]
+    for number in range(1000):
+        recorder.add_request(Request("vllm", 0, number, 29 * S))
+    kept = recorder.window(0, 100 * S).requests
+    assert len(kept) < 100 and recorder.dropped_requests == 1011 - len(kept)
 
 
 @given(st.lists(st.integers(0, 100), max_size=200), st.integers(1, 50))

@@ -22,7 +22,7 @@ from latencyprism.recorder.atomic import replace_file
 from latencyprism.recorder.blocks import Block, write_block
 from latencyprism.recorder.judgements import alert_to_dict
 from latencyprism.recorder.reading import FORMAT, Contents, read_contents
-from latencyprism.records import Alert, Counter, Span, Step, Verdict, Window
+from latencyprism.records import Alert, Counter, Request, Span, Step, Verdict, Window
 
 _ROWS_PER_BLOCK = 1000
 _WORDS_PER_BLOCK = 20_000
@@ -33,13 +33,16 @@ _MAX_FILE_BYTES = 2 << 30
 class Capture:
     """``meta`` is any JSON object; keys that the faces know: ``engine``, ``host``, ``pids`` (role to pid),
     ``versions``, ``command``, ``clock`` (``{"monotonic_ns", "realtime_ns"}`` read together),
-    ``alert_ns`` (CLOCK_MONOTONIC), ``deep_probe`` (``{"armed_ns", "disarmed_ns"}``) and
-    ``not_available`` (sources that were not there, in words)."""
+    ``alert_ns`` (CLOCK_MONOTONIC), ``deep_probe`` (``{"armed_ns", "disarmed_ns"}``), ``loop_threads`` (those
+    that emit steps), ``request_key`` (hex: what request ids were hashed with) and ``not_available`` (sources
+    that were not there, in words)."""
 
     meta: dict[str, Any] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     counters: list[Counter] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    """Those that ended, in order of their ends."""
     alerts: list[Alert] = field(default_factory=list)
     verdict: Verdict | None = None
     expected_ms: list[float | None] | None = None
@@ -49,7 +52,7 @@ class Capture:
 
     @property
     def window(self) -> Window:
-        return Window(self.steps, self.spans, self.counters)
+        return Window(self.steps, self.spans, self.counters, self.requests)
 
 
 def write_capture(path: str | os.PathLike[str], capture: Capture) -> int:
@@ -88,6 +91,7 @@ def _blocks(capture: Capture) -> Iterator[Block]:
         "steps": len(capture.steps),
         "spans": len(capture.spans),
         "counters": len(capture.counters),
+        "requests": len(capture.requests),
         "alerts": len(capture.alerts),
     }
     yield Block("capture", {"format": FORMAT, "meta": capture.meta, "counts": counts})
@@ -104,7 +108,12 @@ def _table_blocks(capture: Capture) -> Iterator[Block]:
     """Each slice of words goes before the first rows that point at them."""
     words = tables.Words()
     told = 0
-    for kind, records in (("steps", capture.steps), ("spans", capture.spans), ("counters", capture.counters)):
+    for kind, records in (
+        ("steps", capture.steps),
+        ("spans", capture.spans),
+        ("counters", capture.counters),
+        ("requests", capture.requests),
+    ):
         for first in range(0, len(records), _ROWS_PER_BLOCK):
             rows = _pack(kind, records[first : first + _ROWS_PER_BLOCK], words)
             while told < len(words.words):
@@ -121,6 +130,8 @@ def _pack(kind: str, records: list[Any], words: tables.Words) -> tables.Packed:
         return tables.pack_step_columns(records)
     if kind == "spans":
         return tables.pack_spans(records, words)
+    if kind == "requests":
+        return tables.pack_requests(records)
     return tables.pack_counters(records, words)
 
 
@@ -161,6 +172,7 @@ def _assemble(contents: Contents) -> Capture:
         steps=[contents.steps[place] for place in places],
         spans=contents.spans,
         counters=contents.counters,
+        requests=contents.requests,
         alerts=contents.alerts,
         verdict=contents.verdict,
         expected_ms=expected,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 
-from latencyprism.records import Counter, Span, Step, Window
+from latencyprism.records import Counter, Request, Span, Step, Window
 
-STEP_COST_BYTES, SPAN_COST_BYTES, COUNTER_COST_BYTES = 1300, 450, 200
+STEP_COST_BYTES, SPAN_COST_BYTES, COUNTER_COST_BYTES, REQUEST_COST_BYTES = 1300, 450, 200, 1000
 """What one record keeps alive in CPython on 64 bit, rounded up: the tuple and the integers in it."""
 
-_SHARES = (0.3, 0.45, 0.25)
+_SHARES = (0.3, 0.42, 0.22, 0.06)
 
 
 class FlightRecorder:
@@ -24,16 +24,17 @@ class FlightRecorder:
         if not horizon_s > 0 or max_bytes <= 0:
             raise ValueError("horizon_s and max_bytes must be positive")
         self.horizon_ns = int(horizon_s * 1e9)
-        steps, spans, counters = (int(max_bytes * share) for share in _SHARES)
+        steps, spans, counters, requests = (int(max_bytes * share) for share in _SHARES)
         self._steps: deque[Step] = deque(maxlen=max(1, steps // STEP_COST_BYTES))
         self._spans: deque[Span] = deque(maxlen=max(1, spans // SPAN_COST_BYTES))
         self._counters: deque[Counter] = deque(maxlen=max(1, counters // COUNTER_COST_BYTES))
-        self.dropped_steps = self.dropped_spans = self.dropped_counters = 0
+        self._requests: deque[tuple[int, Request]] = deque(maxlen=max(1, requests // REQUEST_COST_BYTES))
+        self.dropped_steps = self.dropped_spans = self.dropped_counters = self.dropped_requests = 0
 
     @property
     def dropped(self) -> int:
         """Records given up for lack of memory while still inside the horizon."""
-        return self.dropped_steps + self.dropped_spans + self.dropped_counters
+        return self.dropped_steps + self.dropped_spans + self.dropped_counters + self.dropped_requests
 
     def add_step(self, step: Step) -> None:
         kept = self._steps
@@ -62,6 +63,16 @@ class FlightRecorder:
             self.dropped_counters += 1
         kept.append(counter)
 
+    def add_request(self, request: Request) -> None:
+        """One that has ended: its time is that of the newest step."""
+        kept = self._requests
+        now_ns = self._steps[-1].end_ns if self._steps else (request.arrival_ns or 0)
+        while kept and kept[0][0] < now_ns - self.horizon_ns:
+            kept.popleft()
+        if len(kept) == kept.maxlen:
+            self.dropped_requests += 1
+        kept.append((now_ns, request))
+
     def add(self, window: Window) -> None:
         """Everything in ``window``, as a source's ``poll`` hands it over."""
         for step in window.steps:
@@ -70,9 +81,11 @@ class FlightRecorder:
             self.add_span(span)
         for counter in window.counters:
             self.add_counter(counter)
+        for request in window.requests:
+            self.add_request(request)
 
     def window(self, since_ns: int, until_ns: int) -> Window:
-        """What overlaps ``[since_ns, until_ns]``, each list in order of its start."""
+        """What overlaps ``[since_ns, until_ns]``, each list in order of its start; requests of their ends."""
         return Window(
             steps=sorted(
                 (s for s in self._steps.copy() if s.end_ns >= since_ns and s.start_ns <= until_ns),
@@ -86,6 +99,11 @@ class FlightRecorder:
                 (c for c in self._counters.copy() if since_ns <= c.time_ns <= until_ns),
                 key=lambda c: c.time_ns,
             ),
+            requests=[
+                request
+                for ended_ns, request in self._requests.copy()
+                if ended_ns >= since_ns and (request.arrival_ns is None or request.arrival_ns <= until_ns)
+            ],
         )
 
     def latest_step(self) -> Step | None:

@@ -14,7 +14,7 @@ from latencyprism.recorder import tables
 from latencyprism.recorder.blocks import BadBlock, Block, blocks_in
 from latencyprism.recorder.judgements import alert_from_dict, verdict_from_dict
 from latencyprism.recorder.wire import WireError
-from latencyprism.records import NULL, STEP_DTYPE, Alert, Counter, Span, Step, Verdict
+from latencyprism.records import NULL, STEP_DTYPE, Alert, Counter, Request, Span, Step, Verdict
 
 FORMAT = 1
 """Raised when a reader of the format before could misread a file; new columns and blocks do not raise it."""
@@ -30,6 +30,7 @@ class Contents:
     """By place in the capture as written, so that what is aligned with them stays so around a hole."""
     spans: list[Span] = field(default_factory=list)
     counters: list[Counter] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
     alerts: list[Alert] = field(default_factory=list)
     verdict: Verdict | None = None
     expected_ms: list[float | None] | None = None
@@ -109,6 +110,10 @@ def _read_counters(contents: Contents, block: Block) -> None:
     contents.counters += tables.unpack_counters(_rows(block, tables.COUNTER_DTYPE), contents.words)
 
 
+def _read_requests(contents: Contents, block: Block) -> None:
+    contents.requests += tables.unpack_requests(_rows(block, tables.REQUEST_DTYPE))
+
+
 def _read_words(contents: Contents, block: Block) -> None:
     words = tables.words_from_json(block.data)
     first = block.header["first"]
@@ -140,6 +145,7 @@ _READERS: dict[str, Callable[[Contents, Block], None]] = {
     "steps": _read_steps,
     "spans": _read_spans,
     "counters": _read_counters,
+    "requests": _read_requests,
     "words": _read_words,
     "alerts": _read_alerts,
     "verdict": _read_verdict,
@@ -179,7 +185,7 @@ _REQUIRED = {"start_ns", "end_ns", "time_ns"}
 
 def _tell_what_is_missing(contents: Contents) -> None:
     found = {"steps": contents.steps, "spans": contents.spans, "counters": contents.counters,
-             "alerts": contents.alerts}  # fmt: skip
+             "requests": contents.requests, "alerts": contents.alerts}  # fmt: skip
     short = [
         f"{len(held)} of {contents.counts[kind]} {kind}"
         for kind, held in found.items()

@@ -13,7 +13,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from latencyprism.records import NULL, PHASES, STEP_COLUMNS, STEP_DTYPE, Counter, Span, Step
+from latencyprism.records import (
+    FINISH_REASONS,
+    NULL,
+    PHASES,
+    REQUEST_COLUMNS,
+    STEP_COLUMNS,
+    STEP_DTYPE,
+    Counter,
+    Request,
+    Span,
+    Step,
+)
 from latencyprism.records.step import row_to_step
 
 Packed = npt.NDArray[np.void]
@@ -35,6 +46,11 @@ COUNTER_DTYPE = np.dtype(
 )
 
 _ENGINE_BYTES = STEP_DTYPE["engine"].itemsize
+
+REQUEST_DTYPE = np.dtype(
+    [(name, f"S{_ENGINE_BYTES}" if name == "engine" else "<i8") for name in REQUEST_COLUMNS]
+)
+"""``finish_reason``: place in FINISH_REASONS."""
 
 
 class Details(tuple[tuple[str, "str | int | float"], ...]):
@@ -122,6 +138,22 @@ def pack_counters(counters: Sequence[Counter], words: Words) -> Packed:
     return packed
 
 
+def pack_requests(requests: Sequence[Request]) -> Packed:
+    """OverflowError if a number does not fit 64 bits."""
+    packed = np.empty(len(requests), dtype=REQUEST_DTYPE)
+    if not requests:
+        return packed
+    reasons: dict[str | None, int] = {reason: place for place, reason in enumerate(FINISH_REASONS)}
+    for name, column in zip(REQUEST_COLUMNS, zip(*requests)):
+        if name == "engine":
+            packed[name] = [word.encode("ascii", "replace")[:_ENGINE_BYTES] for word in column]
+        elif name == "finish_reason":
+            packed[name] = [reasons.get(word, NULL) for word in column]
+        else:
+            packed[name] = [NULL if value is None else value for value in column]
+    return packed
+
+
 def words_to_json(words: Iterable[Any]) -> bytes:
     """A string as a string, a track as a list, details as ``{"details": pairs}``."""
     told = [{"details": word} if type(word) is Details else word for word in words]
@@ -161,6 +193,24 @@ def unpack_step_rows(packed: Packed) -> list[Step]:
     phase = packed["phase"]
     packed["phase"] = np.where((phase >= 0) & (phase < len(PHASES)), phase, NULL)
     return [row_to_step(row) for row in packed.tolist()]
+
+
+def unpack_requests(packed: Packed) -> list[Request]:
+    """ValueError if a row does not say which request it is; a reason not known is None."""
+    for name in ("replica", "request"):
+        if (packed[name] == NULL).any():
+            raise ValueError(f"a request has no {name}")
+    requests = []
+    for row in packed.tolist():
+        told: dict[str, Any] = {
+            name: None if value == NULL else value for name, value in zip(REQUEST_COLUMNS, row)
+        }
+        told["engine"] = told["engine"].decode("ascii", "replace")
+        reason = told["finish_reason"]
+        known = reason is not None and 0 <= reason < len(FINISH_REASONS)
+        told["finish_reason"] = FINISH_REASONS[reason] if known else None
+        requests.append(Request(**told))
+    return requests
 
 
 def unpack_spans(packed: Packed, words: Sequence[Any]) -> list[Span]:

@@ -90,6 +90,7 @@ def convert(raw: str, out: str, finish: str | None, finish_seconds: float) -> di
         "steps": len(capture.steps),
         "spans": len(capture.spans),
         "counters": len(capture.counters),
+        "requests": len(capture.requests),
         "seconds": round(time.monotonic() - began, 3),
         "verdict": verdict,
         "finish_error": problem,

@@ -12,6 +12,7 @@ from latencyprism.host.clock import ClockMap
 from latencyprism.recorder.capture import Capture
 from latencyprism.recorder.deferred import CaptureJob
 from latencyprism.records import Alert
+from latencyprism.sentinel.below_watch import host_tid
 from latencyprism.sentinel.replica_watch import ReplicaWatch
 
 BEFORE_S, AFTER_S = 30.0, 5.0
@@ -111,6 +112,7 @@ class IncidentCapture:
             steps=seen.steps,
             spans=[*seen.spans, *below],
             counters=seen.counters,
+            requests=seen.requests,
             alerts=list(self.alerts),
             expected_ms=[expected.get(step.step) for step in seen.steps],
         )
@@ -119,6 +121,8 @@ class IncidentCapture:
         watch = self.watch
         clock = ClockMap.measure()
         now_ns = time.monotonic_ns()
+        source = watch.attachment.source
+        key, requests = getattr(source, "request_key", None), getattr(source, "requests", None)
         return {
             "engine": watch.replica.engine,
             "host": platform.node(),
@@ -133,7 +137,15 @@ class IncidentCapture:
             "alert_ns": self.begun_ns if self.alerts else None,
             "onset_ns": watch.onset_ns if self.alerts else None,
             "deep_probe": {"armed_ns": self.armed_ns, "disarmed_ns": self.until_ns},
+            "loop_threads": self._loop_threads(),
+            "request_key": key.hex() if key else None,
+            "requests_from": getattr(source, "requests_from", None),
+            "requests_in_flight": requests.in_flight if requests is not None else None,
             "below": watch.below.describe() if watch.below is not None else None,
             "not_available": [*watch.host.not_available, *self._missing],
             **self._meta,
         }
+
+    def _loop_threads(self) -> list[int]:
+        """Those that emitted steps, by the numbers they have here."""
+        return [host_tid(*pair) for pair in getattr(self.watch.attachment.source, "step_threads", ())]
