@@ -91,7 +91,7 @@ class BelowProbe:
     ) -> None:
         self.pids = tuple(dict.fromkeys(pids))
         if not 0 < len(self.pids) <= _MAX_TARGETS or min(self.pids) <= 0:
-            raise BadInput("cannot look below", f"1 to {_MAX_TARGETS} processes, not {len(self.pids)}")
+            raise BadInput("cannot trace the scheduler", f"1 to {_MAX_TARGETS} processes, not {len(self.pids)}")
         self.groups = tuple(dict.fromkeys(("scheduler", *groups)))
         self.missing: list[str] = []
         self._min_ns = min_ns
@@ -117,7 +117,7 @@ class BelowProbe:
             return
         if os.stat("/proc/self/ns/pid").st_ino != _INITIAL_PID_NAMESPACE:
             raise PrismError(
-                "cannot look below",
+                "cannot trace the scheduler",
                 "this process is in a pid namespace of its own",
                 "Run on the host, or in a container with the host's pid namespace (--pid=host).",
             )
@@ -240,7 +240,7 @@ class BelowProbe:
             if np.any((mine["kind"] == Kind.SLEEP) & (mine["end_ns"] > mine["start_ns"])):
                 return
         raise PrismError(
-            "cannot look below",
+            "cannot trace the scheduler",
             "the program does not see its own process sleep: its structure offsets are wrong",
             kernel.KERNEL,
         )
