@@ -38,7 +38,7 @@ def source() -> PythonSource:
     made._engine_pid = ENGINE
     made._names = {ENGINE: "EngineCore 100", WORKER: "Worker 200"}
     made._deep_names = {ENGINE: [], WORKER: ["GPUModelRunner._sample"]}
-    made._api, made._lost_before = None, 0
+    made._api, made._lost_before, made._step_rings = None, 0, set()
     made.requests = RequestJoin("vllm", 3)
     made._sessions = {
         pid: SimpleNamespace(read=lambda: (), ring=SimpleNamespace(lost=0))  # type: ignore[misc]

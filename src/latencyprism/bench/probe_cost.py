@@ -7,6 +7,7 @@ step before. Critical is what it does while the engine does not wait for a worke
 from __future__ import annotations
 
 import select
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,7 +24,8 @@ from latencyprism.records import Step
 from latencyprism.sentinel.targets import attach
 from latencyprism.timeline.python_source import PythonSource
 
-STEPS, LEAST_STEPS, LEVEL_S, FILL_S = 600, 50, 60.0, 90.0
+STEPS, LEAST_STEPS, LEVEL_S, FILL_S = 400, 50, 30.0, 60.0
+POLL_S = 0.05
 
 
 def run(engine: str, running: Sequence[int], seed: int, say: Callable[[str], None]) -> dict[str, Any]:
@@ -61,19 +63,32 @@ def _level(
     )  # fmt: skip
     with Load(server, steady) as load:
         _watch(source, lambda steps: len(steps) > 20 and (steps[-1].running or 0) >= 0.95 * level, FILL_S)
-        source.totals.forget_costs()
-        steps = _watch(source, lambda steps: len(steps) >= STEPS, LEVEL_S)
-        load.stop()
-    if len(steps) < LEAST_STEPS:
-        raise PrismError(f"only {len(steps)} steps at {level} running requests")
-    figures = _figures(source, steps)
+        figures = _window(source, level, wakes=False)
+        woken = _window(source, level, wakes=True)
+        # The lease must be renewed while the load drains.
+        stopping = threading.Thread(target=load.stop)
+        stopping.start()
+        _watch(source, lambda _: not stopping.is_alive(), FILL_S)
+        stopping.join()
+    for name in ("p50", "mean", "critical_p50", "critical_mean"):
+        figures[f"woken_{name}"] = woken[name]
     say(f"{level} running: {figures['p50']} us a step, {figures['critical_p50']} us of it critical")
-    _watch(source, lambda _: False, 2.0)  # what is left of the load
     return figures
 
 
-def _watch(source: PythonSource, enough: Callable[[list[Step]], bool], seconds: float) -> list[Step]:
-    """Steps until there are ``enough``; sleeps as the watch does, so that the probe has somebody to wake."""
+def _window(source: PythonSource, level: int, *, wakes: bool) -> dict[str, Any]:
+    source.totals.forget_costs()
+    steps = _watch(source, lambda steps: len(steps) >= STEPS, LEVEL_S, wakes=wakes)
+    if len(steps) < LEAST_STEPS:
+        raise PrismError(f"only {len(steps)} steps at {level} running requests")
+    return _figures(source, steps)
+
+
+def _watch(
+    source: PythonSource, enough: Callable[[list[Step]], bool], seconds: float, *, wakes: bool = False
+) -> list[Step]:
+    """Steps until there are ``enough``, read from time to time, or (``wakes``) as the watch does, which asks to
+    be woken at each step: on a machine without a free core the kernel may then run it in the engine's place."""
     steps: list[Step] = []
     until = time.monotonic() + seconds
     descriptor = source.fileno()
@@ -81,7 +96,9 @@ def _watch(source: PythonSource, enough: Callable[[list[Step]], bool], seconds: 
     while time.monotonic() < until and not enough(steps):
         source.renew()
         steps += source.poll().steps
-        if source.settle():
+        if not wakes:
+            time.sleep(POLL_S)
+        elif source.settle():
             select.select([descriptor], [], [], 0.2)
     return steps
 
