@@ -17,7 +17,7 @@ from typing import NamedTuple
 from ..errors import TargetRefused
 from .frame import BLOCKED_SIGNALS, Call, StackImage, scratch_address, stack_image
 from .interpreter import PythonInfo
-from .memory import ProcessGone, read_memory, read_scattered, write_memory
+from .memory import Look, ProcessGone, read_memory, write_memory
 from .ptrace import Gone, Registers, Tracee, in_tracer_thread
 from .syscalls import FUTEX, WAITING, interrupted, resumed
 
@@ -26,6 +26,8 @@ _STACK_REACH = 64 << 20
 _SIGRETURN = 15
 _FINGERPRINT_BYTES = 64
 _USER_CODE_64 = 0x33
+# `mov $number, %eax; syscall`
+_SYSCALL_BYTES = 7
 # More than the XSAVE state of any processor without AMX in use.
 _XSTATE_LOOK = 4096
 
@@ -34,7 +36,8 @@ _XSTATE_LOOK = 4096
 class Attempt:
     """One stop: ``entered`` when the call was begun, else ``why`` not; ``final``: trying again is no use.
 
-    ``stop_us`` from the request to stop until the thread was let go; ``held_us`` the part in which it stood.
+    ``stop_us`` from the request to stop until the thread was let go; ``held_us`` the part in which it stood,
+    at most: from when it was last seen running.
     """
 
     entered: bool = False
@@ -73,6 +76,8 @@ class Borrower:
         self._stack_end = ends[0]
         self._code = (self._api["Py_AddPendingCall"], _FINGERPRINT_BYTES)
         self._fingerprint = read_memory(self.pid, *self._code)
+        # The code to be called, that before the instruction pointer, and the thread's restartable sequence.
+        self._look = Look(self.pid, (_FINGERPRINT_BYTES, _SYSCALL_BYTES, 8))
         self._rseq: int | None = None
 
     def attempt(self, route: str, text: int | bytes) -> Attempt:
@@ -95,7 +100,6 @@ class Borrower:
                     raise Gone
                 tracee.rehearse()
                 stop = tracee.stop(_STOP_LIMIT_S)
-                stood = time.perf_counter_ns()
                 if stop is None:
                     attempt = Attempt(why="the main thread does not stop (uninterruptible wait)")
                 elif stop.kind == "group":
@@ -105,7 +109,7 @@ class Borrower:
                 else:
                     attempt = enter(tracee)
             now = time.perf_counter_ns()
-            attempt.stop_us, attempt.held_us = (now - asked) / 1e3, (now - stood) / 1e3
+            attempt.stop_us, attempt.held_us = (now - asked) / 1e3, (now - tracee.running_ns) / 1e3
             return attempt
 
         return in_tracer_thread(work)
@@ -113,7 +117,7 @@ class Borrower:
     def _rehearse(self) -> None:
         """Do once, on made-up values, what will be done while the target stands: the first time of anything
         takes several times as long (pages, caches, specialised bytecode)."""
-        self.same_program([])
+        self.same_program()
         made_up = Registers()
         made_up.rsp, made_up.rip, made_up.cs = (
             self._stack_end - _STACK_REACH // 2,
@@ -145,32 +149,34 @@ class Borrower:
         if self._rseq is None:
             # The C library registers it once, when the thread starts.
             self._rseq = tracee.rseq_address() or 0
-        # Without a restartable sequence of its own (rseq_cs at 8) the code is simply looked at twice.
-        sequence, code = (self._rseq + 8, 8), (registers.rip - 7, 7)
-        seen = self.same_program([code, sequence if sequence[0] > 8 else code])
-        after = resumed(registers, seen[0])
+        code, sequence = self._look_at(registers.rip - _SYSCALL_BYTES)
+        after = resumed(registers, code)
         if after is None:
             return "the main thread is in a sleep that cannot be resumed exactly"
-        if sequence[0] > 8 and any(seen[1]):
+        if self._rseq and any(sequence):
             return "the main thread is in a restartable sequence"
-        return _Place(registers, after, interrupted(registers, seen[0]))
+        return _Place(registers, after, interrupted(registers, code))
 
-    def same_program(self, more: list[tuple[int, int]]) -> list[bytes]:
-        """The bytes at ``more`` (address, size); a look at the code that is to be called comes with them.
+    def same_program(self) -> None:
+        """Raises TargetRefused when the process has become another program by execve, Gone when it ended."""
+        self._look_at(self._code[0])
 
-        Raises TargetRefused when that is not there any more: the process became another program by execve.
-        """
+    def _look_at(self, address: int) -> tuple[bytes, bytes]:
+        """The bytes of a system call's code at ``address`` and the thread's rseq_cs, with one look at the
+        code that is to be called. Raises as ``same_program``."""
+        # rseq_cs is at 8; without a restartable sequence of its own the code is simply looked at twice.
+        sequence = self._rseq + 8 if self._rseq else self._code[0]
         try:
-            seen = read_scattered(self.pid, [self._code, *more])
+            seen = self._look.at(self._code[0], address, sequence)
         except ProcessGone:
             raise Gone from None
         except TargetRefused:
-            seen = [b""]
+            seen = [b"", b"", b""]
         if seen[0] != self._fingerprint:
             raise TargetRefused(
                 f"process {self.pid} has become another program", "it called execve", "attach anew"
             )
-        return seen[1:]
+        return seen[1], seen[2]
 
     def _enter_pending(self, tracee: Tracee, text: int) -> Attempt:
         found = self._resumed(tracee)

@@ -9,6 +9,7 @@ Several frames one above the other make a chain of calls.
 
 from __future__ import annotations
 
+import operator
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +36,12 @@ _CONTEXT_ORDER = (
     *("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"),
     *("rdi", "rsi", "rbp", "rbx", "rdx", "rax", "rcx", "rsp", "rip", "eflags"),
 )
+_NAMES = [field[0] for field in Registers._fields_]
+_in_context_order = operator.itemgetter(*(_NAMES.index(name) for name in _CONTEXT_ORDER))
+_ALL_REGISTERS = struct.Struct(f"<{len(_NAMES)}Q")
+# Return address; uc_flags, uc_link, uc_stack; registers; segments; fpstate and what is reserved; mask;
+# siginfo.
+_FRAME_LAYOUT = struct.Struct("<Q QQQiiQ 18Q 4H 32x Q 64x Q 128x")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +79,14 @@ def xsave_image(xstate: bytes) -> bytes:
 
 def signal_frame(trampoline: int, registers: Registers, signal_mask: int, xsave_address: int) -> bytes:
     """One ``rt_sigframe``; with ``xsave_address`` 0 the kernel gives the thread a fresh vector state."""
-    context = struct.pack("<18Q", *(getattr(registers, name) for name in _CONTEXT_ORDER))
-    segments = struct.pack("<4H", registers.cs & 0xFFFF, 0, 0, registers.ss & 0xFFFF)
-    mcontext = context + segments + bytes(32) + struct.pack("<Q", xsave_address) + bytes(64)
-    ucontext = struct.pack("<QQQiiQ", _UC_FLAGS, 0, 0, _KEEP_ALTSTACK, 0, 0) + mcontext
-    ucontext += struct.pack("<Q", signal_mask)
-    return struct.pack("<Q", trampoline) + ucontext + bytes(128)
+    return _FRAME_LAYOUT.pack(
+        trampoline,
+        *(_UC_FLAGS, 0, 0, _KEEP_ALTSTACK, 0, 0),
+        *_in_context_order(_ALL_REGISTERS.unpack(registers)),
+        *(registers.cs & 0xFFFF, 0, 0, registers.ss & 0xFFFF),
+        xsave_address,
+        signal_mask,
+    )
 
 
 def _entering(resumed: Registers, call: Call, stack: int) -> Registers:

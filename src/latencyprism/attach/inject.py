@@ -44,9 +44,9 @@ class InjectReport:
     """How one text got in.
 
     ``stop_us`` from the request to stop until the thread was let go, ``held_us`` the part in which it stood
-    still, both summed over ``stops`` (which is 0 on the remote route); ``ack_ms`` from the call of ``run``
-    to the acknowledgement; ``pending_left`` when an earlier try on the pending route is still queued (its
-    text is blanked, so it will do nothing).
+    still (at most: from when it was last seen running), both summed over ``stops`` (which is 0 on the remote
+    route); ``ack_ms`` from the call of ``run`` to the acknowledgement; ``pending_left`` when an earlier try
+    on the pending route is still queued (its text is blanked, so it will do nothing).
     """
 
     route: str
@@ -130,7 +130,7 @@ class Injector:
             raise TargetRefused(f"process {self.pid} is gone", "it ended while it was attached to") from None
 
     def _run(self, data: bytes, acknowledged: Callable[[], bool], timeout_s: float) -> InjectReport:
-        self._borrower.same_program([])
+        self._borrower.same_program()
         slot = None if self._remote else self._free_slot(len(data))
         if slot is not None:
             slot.put(data)

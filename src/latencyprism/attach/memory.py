@@ -66,6 +66,28 @@ def read_scattered(pid: int, pieces: Sequence[tuple[int, int]]) -> list[bytes]:
     return [one.raw for one in buffers]
 
 
+class Look:
+    """A look at several places at once that is made again and again, without allocating anything on the
+    way."""
+
+    def __init__(self, pid: int, sizes: Sequence[int]) -> None:
+        self._pid, self._total, self._count = pid, sum(sizes), len(sizes)
+        self._buffers = [ctypes.create_string_buffer(size) for size in sizes]
+        self._here = (_IoVec * len(sizes))(
+            *(_IoVec(ctypes.addressof(one), len(one)) for one in self._buffers)
+        )
+        self._there = (_IoVec * len(sizes))(*(_IoVec(0, size) for size in sizes))
+
+    def at(self, *addresses: int) -> list[bytes]:
+        """The bytes at each address. Raises TargetRefused unless all are there, ProcessGone."""
+        for index, address in enumerate(addresses):
+            self._there[index].base = address
+        done = _libc.process_vm_readv(self._pid, self._here, self._count, self._there, self._count, 0)
+        if done != self._total:
+            raise _failed(self._pid, done, self._total, "read")
+        return [one.raw for one in self._buffers]
+
+
 def write_memory(pid: int, address: int, data: bytes) -> None:
     """Write all of ``data`` at ``address``. Raises TargetRefused; a part may have been written then."""
     buffer = ctypes.create_string_buffer(data, len(data))

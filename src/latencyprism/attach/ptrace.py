@@ -7,6 +7,7 @@ whatever it still traces. And no wait is without an end: each has a limit, sleep
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import ctypes
 import errno
@@ -44,6 +45,10 @@ _XSTATE_LIMIT = 65536
 _XSTATE_HEADER, _XSTATE_SSE = 512, 2
 _MXCSR, _MXCSR_INITIAL = 24, (0x1F80).to_bytes(4, "little")
 _PR_SET_TIMERSLACK = 29
+_BEGIN_LIMIT_S = 2.0
+# Between two looks whether a thread has stopped: microseconds, and for how long they stay like that.
+_CLOSE_US, _CLOSEST_LOOKS_S = 20, 0.005
+_LESS_CLOSE_US, _CLOSE_LOOKS_S = 60, 0.1
 T = TypeVar("T")
 
 
@@ -127,9 +132,10 @@ def in_tracer_thread(work: Callable[[], T]) -> T:
     """
     results: list[T] = []
     errors: list[BaseException] = []
-    done = threading.Event()
+    begun, done = threading.Event(), threading.Event()
 
     def body() -> None:
+        begun.set()
         _libc.prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(1000))
         # For this thread alone, where permitted: a tracer that loses its processor keeps the target waiting.
         # It works for well under a millisecond and sleeps between its looks, so it starves nobody.
@@ -142,27 +148,36 @@ def in_tracer_thread(work: Callable[[], T]) -> T:
         finally:
             done.set()
 
-    thread = threading.Thread(target=body, name="tracer")
     collecting = gc.isenabled()
     gc.disable()
     _has_xsaves()
     try:
-        thread.start()
-        _wait_out(done)
+        _start_and_wait(body, begun, done)
     finally:
         if collecting:
             gc.enable()
-    thread.join(1.0)
     if errors:
         raise errors[0]
     return results[0]
 
 
-def _wait_out(done: threading.Event) -> None:
-    """Wait for a tracer thread also through KeyboardInterrupt, which is raised when it is done."""
+def _start_and_wait(body: Callable[[], None], begun: threading.Event, done: threading.Event) -> None:
+    """Wait for the tracer thread also through KeyboardInterrupt, which is raised when it is done.
+
+    A plain ``_thread``: to start a ``Thread`` takes so much Python that an interrupt often falls into it, and
+    its weak references swallow one that falls into them.
+    """
     interrupted: BaseException | None = None
-    while not done.is_set():
+    tried = False
+    while True:
         try:
+            if done.is_set():
+                break
+            if not tried:
+                tried = True
+                _thread.start_new_thread(body, ())
+            elif not begun.wait(_BEGIN_LIMIT_S):
+                break  # the interrupt came before the thread was started
             done.wait()
         except BaseException as error:  # noqa: BLE001  # raised below
             interrupted = error
@@ -177,9 +192,14 @@ class Tracee:
         self.tid = tid
         self.seized = False
         self.stopped = False
+        self.running_ns = 0
+        """When (perf_counter_ns) it was last seen running while a stop was waited for."""
         self._signal = 0
         self._info = ctypes.create_string_buffer(128)
         self._buffer = ctypes.create_string_buffer(_XSTATE_LIMIT)
+        # Made beforehand: while the thread stands, nothing is allocated that need not be.
+        self._registers, self._mask = Registers(), ctypes.c_uint64()
+        self._register_vector = _IoVec(ctypes.addressof(self._registers), ctypes.sizeof(self._registers))
 
     def __enter__(self) -> Tracee:
         try:
@@ -195,7 +215,7 @@ class Tracee:
     def __exit__(self, *_: object) -> None:
         self.detach()
 
-    def _call(self, request: int, address: int, data: int | ctypes.c_void_p) -> int:
+    def _call(self, request: int, address: int, data: int) -> int:
         result: int = _libc.ptrace(request, self.tid, address, data)
         if result == -1:
             number = ctypes.get_errno()
@@ -216,22 +236,25 @@ class Tracee:
 
     def wait_stop(self, limit_s: float) -> Stop | None:
         """The next stop, or None when there is none within ``limit_s``. Raises Gone when the thread ended."""
-        deadline = time.monotonic() + limit_s
-        pause_us = 20
+        began = time.perf_counter()
+        self.running_ns = time.perf_counter_ns()
         while True:
+            now_ns = time.perf_counter_ns()
             stop = self._stop_now()
             if stop is not None:
                 self.stopped = True
                 return stop
-            if time.monotonic() > deadline:
+            self.running_ns = now_ns
+            waited_s = time.perf_counter() - began
+            if waited_s > limit_s:
                 return None
-            if pause_us < 100:
-                # Short, and with this interpreter's lock held: to get the lock back could take 5 ms.
-                _libc.usleep(pause_us)
-                pause_us += 2
+            # A stop that is not seen holds the target for nothing, so the looks stay close together; it comes
+            # late where the thread has to wait for a processor. Short pauses keep this interpreter's lock: to
+            # get it back could take 5 ms.
+            if waited_s < _CLOSE_LOOKS_S:
+                _libc.usleep(_CLOSE_US if waited_s < _CLOSEST_LOOKS_S else _LESS_CLOSE_US)
             else:
-                time.sleep(pause_us / 1e6)
-                pause_us = min(pause_us * 2, 2000)
+                time.sleep(_LESS_CLOSE_US / 1e6)
 
     def _stop_now(self) -> Stop | None:
         # Looked at first, taken second: the end of a thread must stay for the parent that waits for it, and
@@ -291,40 +314,37 @@ class Tracee:
         if result == 0 or ctypes.get_errno() == errno.ESRCH:
             self.seized = False
 
-    def _regset(self, request: int, kind: int, buffer: ctypes.c_void_p, size: int) -> int:
-        vector = _IoVec(buffer, size)
-        self._call(request, kind, ctypes.cast(ctypes.byref(vector), ctypes.c_void_p))
+    def _regset(self, request: int, kind: int, address: int, size: int) -> int:
+        vector = _IoVec(address, size)
+        self._call(request, kind, ctypes.addressof(vector))
         return int(vector.length)
 
     def registers(self) -> Registers:
-        registers = Registers()
-        where = ctypes.c_void_p(ctypes.addressof(registers))
-        self._regset(_GETREGSET, _NT_PRSTATUS, where, ctypes.sizeof(registers))
-        return registers
+        self._call(_GETREGSET, _NT_PRSTATUS, ctypes.addressof(self._register_vector))
+        return self._registers.copy()
 
     def set_registers(self, registers: Registers) -> None:
-        where = ctypes.c_void_p(ctypes.addressof(registers))
-        self._regset(_SETREGSET, _NT_PRSTATUS, where, ctypes.sizeof(registers))
+        vector = _IoVec(ctypes.addressof(registers), ctypes.sizeof(registers))
+        self._call(_SETREGSET, _NT_PRSTATUS, ctypes.addressof(vector))
 
     def xstate(self) -> bytes:
         """x87, SSE, AVX and further state in the uncompacted XSAVE format."""
-        where = ctypes.c_void_p(ctypes.addressof(self._buffer))
+        where = ctypes.addressof(self._buffer)
         size = self._regset(_GETREGSET, _NT_XSTATE, where, _XSTATE_LIMIT)
         return true_mxcsr(ctypes.string_at(where, size))
 
     def set_xstate(self, state: bytes) -> None:
         buffer = ctypes.create_string_buffer(state, len(state))
-        self._regset(_SETREGSET, _NT_XSTATE, ctypes.c_void_p(ctypes.addressof(buffer)), len(state))
+        self._regset(_SETREGSET, _NT_XSTATE, ctypes.addressof(buffer), len(state))
 
     def signal_mask(self) -> int:
         """Blocked signals, bit n-1 for signal n."""
-        mask = ctypes.c_uint64()
-        self._call(_GETSIGMASK, 8, ctypes.cast(ctypes.byref(mask), ctypes.c_void_p))
-        return mask.value
+        self._call(_GETSIGMASK, 8, ctypes.addressof(self._mask))
+        return self._mask.value
 
     def set_signal_mask(self, blocked: int) -> None:
         mask = ctypes.c_uint64(blocked)
-        self._call(_SETSIGMASK, 8, ctypes.cast(ctypes.byref(mask), ctypes.c_void_p))
+        self._call(_SETSIGMASK, 8, ctypes.addressof(mask))
 
     def rseq_address(self) -> int | None:
         """Where the thread's ``struct rseq`` is; None when it has none or the kernel does not tell."""

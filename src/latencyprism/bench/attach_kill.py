@@ -202,7 +202,7 @@ def _attempt_and_die(pid: int, tale: _Tale, delay_s: float, between: int, idle: 
 
 
 def _goes_on(target: StandIn) -> bool:
-    if not target.gets_on(5.0):
+    if not target.gets_on():
         return False
     with suppress(TargetRefused):
         now = read_process(target.pid)

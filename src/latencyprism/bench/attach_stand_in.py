@@ -107,7 +107,7 @@ class StandIn:
             return False
         return state not in "ZX"
 
-    def gets_on(self, limit_s: float = 5.0) -> bool:
+    def gets_on(self, limit_s: float = 30.0) -> bool:
         """True when its loop turns within the limit; False for one that hangs or is gone."""
         seen, until = self.iterations, time.monotonic() + limit_s
         if self._words[LOOP_IDLE]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import hashlib
 import json
 import math
 import mmap
@@ -60,19 +61,30 @@ def scheduled() -> Plain:
     )
 
 
+def request(name: str) -> Plain:
+    """What a scheduler keeps of a running request."""
+    return Plain(
+        request_id=name, arrival_time=0.0, num_prompt_tokens=56, _output_token_ids=[1, 2], status="RUNNING"
+    )
+
+
 class Scheduler:
     def __init__(self) -> None:
-        self.running = [1, 2, 3, 4]
-        self.waiting: list[int] = []
+        self.requests = {name: request(name) for name in "abcd"}
+        self.running = list(self.requests.values())
+        self.waiting: list[Plain] = []
         self.count = 0
 
     def schedule(self) -> Plain:
         self.count += 1
         if self.count % 64 == 0:
-            self._preempt_request("d")
+            self._preempt_request(self.running[3])
         return scheduled()
 
-    def _preempt_request(self, request: str) -> str:
+    def add_request(self, request: Plain) -> None:
+        self.waiting.append(request)
+
+    def _preempt_request(self, request: Plain) -> Plain:
         return request
 
     def get_grammar_bitmask(self, plan: Plain) -> object:
@@ -162,6 +174,7 @@ class Beside:
 
 def main(folder: str) -> None:
     put_in_place()
+    hashlib.blake2b(b"").hexdigest()
     with open(os.path.join(folder, "loop"), "r+b") as file:
         words = memoryview(mmap.mmap(file.fileno(), 0)).cast("q")
     wake = os.open(os.path.join(folder, "wake"), os.O_RDWR)
