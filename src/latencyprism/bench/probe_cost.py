@@ -59,7 +59,7 @@ def _level(
 ) -> dict[str, Any]:
     steady = Profile(
         "steady", clients=level, prompt=Length(16), output=Length(384, 0.3, 128, 1024),
-        duration_s=FILL_S + LEVEL_S, seed=seed,
+        duration_s=FILL_S + 2 * LEVEL_S, seed=seed,
     )  # fmt: skip
     with Load(server, steady) as load:
         _watch(source, lambda steps: len(steps) > 20 and (steps[-1].running or 0) >= 0.95 * level, FILL_S)
@@ -87,8 +87,9 @@ def _window(source: PythonSource, level: int, *, wakes: bool) -> dict[str, Any]:
 def _watch(
     source: PythonSource, enough: Callable[[list[Step]], bool], seconds: float, *, wakes: bool = False
 ) -> list[Step]:
-    """Steps until there are ``enough``, read from time to time, or (``wakes``) as the watch does, which asks to
-    be woken at each step: on a machine without a free core the kernel may then run it in the engine's place."""
+    """Steps until there are ``enough``, read from time to time, or (``wakes``) as the watch does, which asks
+    to be woken at each step: on a machine without a free core the kernel may then run it in the engine's
+    place."""
     steps: list[Step] = []
     until = time.monotonic() + seconds
     descriptor = source.fileno()
