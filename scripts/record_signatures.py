@@ -22,7 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from latencyprism.engines.packs import PYTHON_ENGINES, load_pack, version_key
-from latencyprism.engines.signatures import folder_source, hooks_of, places_of, read_classes, wheel_source
+from latencyprism.engines.signatures import (
+    Classes,
+    Source,
+    folder_source,
+    hooks_of,
+    places_of,
+    read_classes,
+    wheel_source,
+)
 
 # Classes that no pack names yet: recorded all the same, so that a pack can grow without the old sources.
 ALSO = {
@@ -39,6 +47,9 @@ ALSO = {
     "sglang": (),
 }
 
+# Of a larger class only what some pack names is kept.
+NAMES_LIMIT = 100
+
 FOLDER = Path(__file__).parent.parent / "tests" / "engines" / "signatures"
 
 
@@ -53,15 +64,7 @@ def main() -> None:
     source = wheel_source(args.source) if wheel else folder_source(args.source)
     places = {place for entry in load_pack(args.engine).ranges for place in places_of(entry)}
     classes = read_classes(source, places | set(ALSO[args.engine]))
-    # Of classes that are hooked and not read, the hooked methods will do.
-    hooked = {hook[2] for entry in load_pack(args.engine).ranges for hook in hooks_of(entry)}
-    read = {place for entry in load_pack(args.engine).ranges for of in entry.fields.values() for place in of}
-    with_attributes = read_classes(source, {*_single(read), *ALSO[args.engine]})
-    for place in classes.keys() - with_attributes.keys():
-        classes[place].attributes = []
-        classes[place].methods = {name: m for name, m in classes[place].methods.items() if name in hooked}
-    if not classes:
-        raise SystemExit(f"no class of {args.engine} in {args.source}")
+    _trim(classes, args.engine, source)
     target = FOLDER / f"{args.engine}.json"
     pool, versions = {}, {}
     if target.exists():
@@ -81,6 +84,22 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     target.write_text(_text(args.engine, versions, pool), encoding="utf-8")
     print(f"{target.name}: {args.version}, {len(classes)} classes; {target.stat().st_size} bytes in all")
+
+
+def _trim(classes: Classes, engine: str, source: Source) -> None:
+    """Of classes that are hooked and not read, the hooked methods will do; of large ones, what packs name."""
+    ranges = load_pack(engine).ranges
+    hooked = {hook[2] for entry in ranges for hook in hooks_of(entry)}
+    fields = [of for entry in ranges for of in entry.fields.values()]
+    named = hooked | {name for of in fields for names in of.values() for name in names}
+    whole = read_classes(source, {*_single({place for of in fields for place in of}), *ALSO[engine]})
+    for place, one in classes.items():
+        if place not in whole:
+            one.attributes = []
+            one.methods = {name: words for name, words in one.methods.items() if name in hooked}
+        elif len(one.attributes) + len(one.methods) > NAMES_LIMIT:
+            one.attributes = [name for name in one.attributes if name in named]
+            one.methods = {name: words for name, words in one.methods.items() if name in named}
 
 
 def _single(places: set[str]) -> set[str]:

@@ -11,8 +11,10 @@ from latencyprism.attach.process import ProcessInfo, list_processes, read_proces
 from latencyprism.engines.llama_cpp.source import find as library_of
 from latencyprism.errors import TargetRefused
 
-_TITLE = re.compile(r"VLLM::(?P<kind>EngineCore|Worker)(?P<ranks>(?:_[A-Z]+\d+)*)$")
-_RANK = re.compile(r"_([A-Z]+)(\d+)")
+_TITLE = re.compile(r"VLLM::(?P<kind>(?:DP)?EngineCore|Worker)(?P<ranks>(?:_[A-Z]+\d+)*|_\d+)$")
+_SGLANG_TITLE = re.compile(r"sglang::scheduler(?P<ranks>(?:_[A-Z_]+\d+)*)$")
+_RANK = re.compile(r"_((?:ATTN_|MOE_)?[A-Z]+)(\d+)")
+_MULTIPROCESSING = ("multiprocessing.spawn", "multiprocessing.forkserver")
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,9 @@ class Replica:
             "engine+worker": "EngineCore",
             "engine": "EngineCore",
         }
-        if self.engine != "vllm":
+        if self.engine == "sglang":
+            names |= {"engine": "scheduler", "worker": "scheduler"}
+        elif self.engine != "vllm":
             names = {"engine": "engine"}
         return {m.pid: names[m.role] + (f" {m.rank}" if m.rank else "") for m in self.members}
 
@@ -81,7 +85,12 @@ def discover(pid: int | None = None) -> list[Replica]:
     if pid is not None:
         read_process(pid)
     processes = {process.pid: process for process in list_processes()}
-    found = [*_vllm(processes), *_transformers(processes.values()), *_llama_cpp(processes.values(), pid)]
+    found = [
+        *_vllm(processes),
+        *_sglang(processes),
+        *_transformers(processes.values()),
+        *_llama_cpp(processes.values(), pid),
+    ]
     replicas = [Replica(r.engine, n, r.members, r.version, r.ranks) for n, r in enumerate(found)]
     if pid is None:
         return replicas
@@ -89,7 +98,7 @@ def discover(pid: int | None = None) -> list[Replica]:
     if not mine:
         raise TargetRefused(
             f"process {pid} is not a known engine",
-            "it is no process of vLLM, Transformers serving with continuous batching, or llama.cpp",
+            "it is no process of vLLM, SGLang, Transformers serving with continuous batching, or llama.cpp",
             "see `latencyprism check` for the engines found on this machine",
         )
     return mine
@@ -107,10 +116,11 @@ def _vllm(processes: dict[int, ProcessInfo]) -> list[Replica]:
         match = _TITLE.match(process.cmdline[0].strip()) if process.cmdline else None
         if match is None:
             continue
-        if match["kind"] == "EngineCore":
-            engines.append((process, match["ranks"]))
+        if match["kind"].endswith("EngineCore"):
+            engines.append((process, re.sub(r"^_(?=\d)", "_DP", match["ranks"])))
         else:
             workers.setdefault(process.ppid, []).append((process, match["ranks"]))
+    engines += _untitled_engines(processes, {process.pid for process, _ in engines}, workers)
     replicas = []
     for process, ranks in sorted(engines, key=lambda pair: (pair[1], pair[0].pid)):
         mine = workers.get(process.pid, [])
@@ -124,10 +134,84 @@ def _vllm(processes: dict[int, ProcessInfo]) -> list[Replica]:
     return replicas
 
 
+def _untitled_engines(
+    processes: dict[int, ProcessInfo], titled: set[int], workers: dict[int, list[tuple[ProcessInfo, str]]]
+) -> list[tuple[ProcessInfo, str]]:
+    """Before 0.10.1 the processes of vLLM have no titles: below a server that has no titled engine, its
+    children are the engines, and theirs the workers, in the order in which they were started. Adds to
+    ``workers``."""
+    below: dict[int, list[ProcessInfo]] = {}
+    for process in processes.values():
+        below.setdefault(process.ppid, []).append(process)
+    found = []
+    for server in processes.values():
+        children = [child for child in below.get(server.pid, ()) if _is_forked(child, server)]
+        if not _is_vllm_server(server) or any(child.pid in titled for child in below.get(server.pid, ())):
+            continue
+        for number, engine in enumerate(children):
+            found.append((engine, f"_DP{number}" if len(children) > 1 else ""))
+            ranks = [child for child in below.get(engine.pid, ()) if _is_forked(child, engine)]
+            workers[engine.pid] = [(child, f"_TP{rank}") for rank, child in enumerate(ranks)]
+    return found
+
+
+def _is_forked(child: ProcessInfo, parent: ProcessInfo) -> bool:
+    """A process of Python's ``multiprocessing``: forked (its parent's command line) or spawned."""
+    if child.cmdline == parent.cmdline:
+        return True
+    text = " ".join(child.cmdline[1:])
+    return any(module in text for module in _MULTIPROCESSING) and "resource_tracker" not in text
+
+
+def _is_vllm_server(process: ProcessInfo) -> bool:
+    """The server itself by its command: ``vllm serve`` or ``python -m vllm.entrypoints...``."""
+    names = [os.path.basename(argument) for argument in process.cmdline[:4]]
+    return ("vllm" in names and "serve" in names) or any(n.startswith("vllm.entrypoints.") for n in names)
+
+
+def _sglang(processes: dict[int, ProcessInfo]) -> list[Replica]:
+    """One replica for each data-parallel rank of a server: its first scheduler leads, the others follow
+    it."""
+    groups: dict[tuple[int, int], list[tuple[ProcessInfo, dict[str, int]]]] = {}
+    for process in processes.values():
+        match = _SGLANG_TITLE.match(process.cmdline[0].strip()) if process.cmdline else None
+        if match is not None:
+            ranks = dict(_ranks(match["ranks"]))
+            groups.setdefault((process.ppid, ranks.get("DP", 0)), []).append((process, ranks))
+    replicas = []
+    for (_, number), group in sorted(groups.items()):
+        group.sort(key=lambda pair: (_rank_of(pair[1]), pair[0].pid))
+        leader, ranks = group[0]
+        members = [Member(leader, "engine", _rank_of(ranks))]
+        members += [Member(process, "worker", _rank_of(its)) for process, its in group[1:]]
+        server = _sglang_server(leader, processes)
+        if server is not None:
+            members.append(Member(server, "api"))
+        version = distribution_version(leader.pid, ("sglang",))
+        replicas.append(
+            Replica("sglang", 0, tuple(members), version, {"DP": number} if "DP" in ranks else {})
+        )
+    return replicas
+
+
+def _sglang_server(scheduler: ProcessInfo, processes: dict[int, ProcessInfo]) -> ProcessInfo | None:
+    """The process that was started as the server: the scheduler's parent, or, with data parallelism, the
+    parent of the controller between them."""
+    parent = processes.get(scheduler.ppid)
+    if parent is not None and parent.cmdline and parent.cmdline[0].startswith("sglang::data_parallel"):
+        parent = processes.get(parent.ppid)
+    if parent is not None and any("sglang" in argument for argument in parent.cmdline[:4]):
+        return parent
+    return None
+
+
 def _rank(text: str) -> int:
+    return _rank_of(dict(_ranks(text)))
+
+
+def _rank_of(ranks: dict[str, int]) -> int:
     """One number for a worker: its rank within pipeline and tensor parallelism, TP counted fastest."""
-    ranks = dict(_ranks(text))
-    return ranks.get("PP", 0) * 1000 + ranks.get("TP", 0) if "PP" in ranks else ranks.get("TP", 0)
+    return ranks.get("PP", 0) * 1000 + ranks.get("TP", 0)
 
 
 def _ranks(text: str) -> list[tuple[str, int]]:

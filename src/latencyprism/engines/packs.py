@@ -17,7 +17,7 @@ from typing import Any
 
 from latencyprism.tomlfile import parse_toml
 
-PYTHON_ENGINES = ("vllm", "transformers")
+PYTHON_ENGINES = ("vllm", "sglang", "transformers")
 
 Hook = tuple[str, str, str]
 """(module, class or several joined by ``|``, method)."""

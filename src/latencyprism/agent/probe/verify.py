@@ -13,6 +13,7 @@ import sys
 _mro_of = type.__dict__["__mro__"].__get__
 _dict_of = type.__dict__["__dict__"].__get__
 NAMES_LIMIT = 20000
+DECORATIONS = 8
 
 
 def class_at(module, name):
@@ -22,7 +23,7 @@ def class_at(module, name):
         found = object.__getattribute__(found, "__dict__").get(name)
     except AttributeError:
         return None
-    return found if isinstance(found, type) else None
+    return found if type in _mro_of(type(found)) else None  # isinstance would ask its __class__
 
 
 def names_in(owner):
@@ -57,9 +58,8 @@ def names_in(owner):
     return names
 
 
-def verify(fields):
-    """``{"module:Class|Class": [names]}`` -> what no such class has, as ``Class.name`` or
-    ``module.Class``."""
+def missing_fields(fields):
+    """``{"module:Class|Class": [names]}`` -> what no such class has: ``Class.name`` or ``module.Class``."""
     missing = []
     for place, wanted in fields.items():
         module, _, owners = place.partition(":")
@@ -71,3 +71,47 @@ def verify(fields):
             known = names_in(owner)
             missing += [name + "." + one for one in wanted if one not in known]
     return missing
+
+
+def function_of(owner, method):
+    """The plain function behind a method and the decorators that name what they wrap; None if there is
+    none."""
+    found = None
+    for place in _mro_of(owner) if owner is not None else ():
+        found = _dict_of(place).get(method)
+        if found is not None:
+            break
+    for _ in range(DECORATIONS):
+        inner = found.__dict__.get("__wrapped__") if type(found) is type(names_in) else None
+        if inner is None:
+            break
+        found = inner
+    return found if type(found) is type(names_in) else None
+
+
+def changed_parameters(hooks, parameters):
+    """Hooked functions whose first parameters after self are not those that the reader takes. A function that
+    is not there at all is told where it is hooked."""
+    changed = []
+    for name, wanted in parameters.items():
+        module, owners, method = hooks.get(name, ("", "", ""))
+        for owner_name in owners.split("|"):
+            function = function_of(class_at(module, owner_name), method)
+            if function is None:
+                continue
+            code = function.__code__
+            if tuple(code.co_varnames[1 : code.co_argcount][: len(wanted)]) != tuple(wanted):
+                changed.append("parameters of %s.%s" % (owner_name, method))
+    return changed
+
+
+def verified(reader):
+    """``reader``, its account of what is missing preceded by what ``config`` says it will read and cannot."""
+
+    def verifying(probe, config):
+        # Before the hooks are put in: wrappers have code of their own.
+        missing = missing_fields(config.get("fields", {}))
+        missing += changed_parameters(config.get("hooks", {}), config.get("parameters", {}))
+        return missing + reader(probe, config)
+
+    return verifying
