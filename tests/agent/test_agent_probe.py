@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from latencyprism.agent.assemble import assemble, bootstrap
+from latencyprism.agent.assemble import assemble, bootstrap, pack
 from latencyprism.engines.packs import load_pack
 from latencyprism.records import ring
 from latencyprism.records.step import NULL
@@ -224,3 +224,19 @@ def test_probe_runs_on_other_interpreters(tmp_path: Path, version: str) -> None:
     )
     assert sum(r.kind == ring.KIND_STEP for r in reader.read()) == 3
     assert reader.header(ring.H_ERRORS) == 0
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.11", "3.13", "3.9"])
+def test_packed_text_runs_compiled_or_from_source(tmp_path: Path, version: str) -> None:
+    """An interpreter of this version loads what was compiled; any other compiles the source behind it."""
+    candidates = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python3"))
+    if not candidates:
+        pytest.skip(f"no Python {version} here")
+    text = "import sys\nprint(sys.version_info[:2], __name__, sys._getframe().f_code.co_filename)\n"
+    packed, plain = tmp_path / "packed.py", tmp_path / "plain.py"
+    packed.write_bytes(pack(text))
+    plain.write_text(text)
+    for path in packed, plain:
+        script = bootstrap(str(path)) + "print([n for n in dir() if n[0] != '_'])"
+        out = subprocess.run([candidates[0], "-c", script], capture_output=True, text=True, check=True).stdout
+        assert out == f"({version.replace('.', ', ')}) _lp <latencyprism>\n[]\n"

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from latencyprism.agent.assemble import bootstrap
 from latencyprism.agent.session import remove_probe
 from latencyprism.errors import TargetRefused
 from latencyprism.records import ring
@@ -113,7 +114,7 @@ def test_late_copy_of_the_command_does_nothing(start, python, monkeypatch) -> No
     )
     target, session = begin(start, python, monkeypatch)
     text = next(name for name in kept if name.endswith(".py"))
-    run = f"exec(compile(open({text!r}).read(), '<latencyprism>', 'exec'), {{'__name__': '_lp'}})"
+    run = f"exec({bootstrap(text)!r}, {{}})"
     try:
         assert target.ask(f"[{run}, loop.step(1)]")[1] == 1  # the same command twice
         assert sum(r.kind == 9 for r in session.read()) == (

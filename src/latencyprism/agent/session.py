@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latencyprism.agent.assemble import assemble, bootstrap
+from latencyprism.agent.assemble import assemble, bootstrap, pack
 from latencyprism.attach.access import denied
 from latencyprism.attach.inject import Injector, InjectReport
 from latencyprism.errors import TargetRefused
@@ -104,8 +104,8 @@ class ProbeSession:
         source = base.with_suffix(".py")
         self._files.append(source)
         fd = os.open(source, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(fd, "wb") as file:
+            file.write(pack(text))
         if os.geteuid() == 0:
             for path in self._files:
                 os.chown(path, uid, gid, follow_symlinks=False)
