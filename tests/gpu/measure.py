@@ -26,15 +26,15 @@ from typing import Any
 import numpy as np
 from gpu_engine import HERE, Child, Collector, quantile, step_times
 
-from latencyprism.attach.maps import open_mapped
 from latencyprism.bpf.features import conditions, measure_probe
-from latencyprism.bpf.native import NativeProbe, Point
+from latencyprism.bpf.prices import Prices, measure_calls
 from latencyprism.errors import PrismError
 from latencyprism.records import Step
 from latencyprism.records.step import pack_steps
 from latencyprism.xpu import kernels, symbols
 from latencyprism.xpu.device import Telemetry
 from latencyprism.xpu.nvidia import Nvidia
+from latencyprism.xpu.runtime_calls import RuntimeProbe
 
 OVERALL_S = 450.0
 SHOWN = ("clock_mhz", "power_w", "temperature_c", "compute_utilisation", "memory_utilisation",
@@ -194,43 +194,44 @@ class Bench:
         except PrismError as error:
             found["refused"] = str(error)
             return found
-        chosen = [(each, symbol) for each in libraries for symbol in each.symbols]
-        found["counts"] = {}
-        for group in ("CUDA runtime", "CUDA driver", "cuBLAS", "cuBLASLt"):
-            mine = [(each, symbol.name) for each, symbol in chosen if each.library.name == group][:32]
-            if mine:
-                found["counts"][group] = self._count(pid, mine)
+        prices = Prices(measure_calls(pairs_only=True), {})
+        found["pair_ns"] = {kind: price.pair_ns for kind, price in prices.calls.items()}
+        for kinds in (("graph", "wait"), ("launch",), ("copy",), ("matmul",)):
+            try:
+                found[" and ".join(kinds)] = self._count(pid, kinds, prices)
+            except PrismError as error:
+                found[" and ".join(kinds)] = {"refused": str(error)}
         return found
 
-    def _count(self, pid: int, chosen: list[tuple[symbols.Mapped, str]]) -> dict[str, Any]:
-        """Calls per second of each function in 3 s, and what they did to the steps."""
-        file = open_mapped(pid, chosen[0][0].mapping)
-        try:
-            begun = time.monotonic()
-            points = [Point(name) for _, name in chosen]
-            probe = NativeProbe(pid, [file], points, ring_bytes=1 << 24)
-        except PrismError as error:
-            return {"refused": str(error)}
-        finally:
-            os.close(file)
+    def _count(self, pid: int, kinds: tuple[str, ...], prices: Prices) -> dict[str, Any]:
+        """Calls of each function in 3 s, their time, and what the probes did to the steps."""
+        begun = time.monotonic()
+        probe = RuntimeProbe(pid, kinds, prices=prices)
         attach_s = time.monotonic() - begun
-        tally: Tally[str] = Tally()
-        start = time.monotonic_ns()
+        start, spans = time.monotonic_ns(), 0
         try:
             while time.monotonic_ns() - start < 3_000_000_000:
-                tally.update(chosen[hit.point][1] for hit in probe.read())
+                spans += len(probe.spans({}))
                 time.sleep(0.005)
+                probe.look(time.monotonic_ns())
             end = time.monotonic_ns()
-            seen, lost = probe.seen, probe.lost
+            totals, lost, share = probe.totals(), probe.lost, probe.cost_share
+            given_up = list(probe.given_up)
         finally:
             begun = time.monotonic()
             probe.close()
         detach_s = time.monotonic() - begun
         time.sleep(3.0)
         return {
-            "per_s": {name: round(count / ((end - start) / 1e9), 1) for name, count in tally.most_common()},
-            "seen": seen,
+            "calls": [
+                {**total._asdict(), "per_s": round(total.calls / ((end - start) / 1e9), 1)}
+                for total in sorted(totals, key=lambda total: -total.calls)
+                if total.calls
+            ],
+            "spans": spans,
             "lost": lost,
+            "cost_share": share,
+            "given_up": given_up,
             "attach_s": attach_s,
             "detach_s": detach_s,
             "steps_during": step_times(self._steps(start, end)),

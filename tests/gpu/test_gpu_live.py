@@ -81,10 +81,10 @@ def test_launches_are_seen_by_uprobes(result: dict[str, Any]) -> None:
     found = part(result, "uprobes")
     if "refused" in found:
         pytest.skip(f"no uprobes on this machine: {found['refused']}")
-    runtime = found["counts"]["CUDA runtime"]
-    assert runtime["lost"] == 0
-    launches = [name for name in runtime["per_s"] if "Launch" in name]
-    assert launches, runtime
+    graphs, launches = found["graph and wait"], found["launch"]
+    assert graphs["lost"] == launches["lost"] == 0
+    assert any("GraphLaunch" in call["symbol"] for call in graphs["calls"]), graphs
+    assert any("Launch" in call["symbol"] for call in launches["calls"]), launches
 
 
 def test_a_late_capture_sees_kernels_with_device_time(result: dict[str, Any]) -> None:

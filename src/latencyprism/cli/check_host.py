@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
+from latencyprism.bpf.prices import measure_calls
 from latencyprism.engines.discovery import Replica
+from latencyprism.errors import PrismError
 from latencyprism.host.facts import machine_facts, process_facts
-from latencyprism.xpu import survey
+from latencyprism.xpu import find_libraries, survey
 
 
 def surroundings(replicas: list[Replica]) -> dict[str, Any]:
@@ -25,8 +28,41 @@ def surroundings(replicas: list[Replica]) -> dict[str, Any]:
 
 
 def host_of(replica: Replica) -> dict[str, Any]:
-    """PID -> ``process_facts``."""
-    return {str(pid): process_facts(pid) for pid in replica.pids}
+    """PID -> ``process_facts``, and the accelerator libraries that the process maps."""
+    return {str(pid): {**process_facts(pid), "runtimes": _runtimes(pid)} for pid in replica.pids}
+
+
+def _runtimes(pid: int) -> list[dict[str, Any]] | None:
+    """Each known library with its functions and what a probe on one costs, ns a call; null where it could
+    not be measured."""
+    try:
+        found = find_libraries(pid)
+    except PrismError:
+        return None
+    prices = _prices() if found else {}
+    return [
+        {
+            "name": each.library.name,
+            "vendor": each.library.vendor,
+            "version": each.version,
+            "note": each.note,
+            "functions": [
+                {"name": s.name, "kind": s.kind, "begins": s.prologue, "probe_ns": prices.get(s.probed_class)}
+                for s in each.symbols
+            ],
+        }
+        for each in found
+    ]
+
+
+@cache
+def _prices() -> dict[str, int]:
+    """Class of a function's beginning -> ns that a call probed on entry and return takes longer here."""
+    try:
+        measured = measure_calls(pairs_only=True)
+    except PrismError:
+        return {}
+    return {kind: round(price.pair_ns) for kind, price in measured.items() if price.pair_ns is not None}
 
 
 def print_surroundings(report: dict[str, Any]) -> None:
@@ -56,6 +92,13 @@ def print_host(host: dict[str, Any]) -> None:
             words.append(f"memory limit {facts['group_memory_limit_bytes'] / 2**30:.1f} GiB")
         if words:
             print(f"  process {pid}: {', '.join(words)}")
+        for library in facts["runtimes"] or ():
+            costs = sorted({f["probe_ns"] for f in library["functions"] if f["probe_ns"] is not None})
+            price = f", {'-'.join(map(str, costs[:1] + costs[1:][-1:]))} ns a probed call" if costs else ""
+            told = f"{len(library['functions'])} functions to probe{price}"
+            print(f"  process {pid} uses {library['name']} {library['version'] or ''}".rstrip() + f": {told}")
+            if library["note"]:
+                print(f"  note: {library['note']}")
 
 
 def _state(reading: dict[str, Any] | None) -> str:
