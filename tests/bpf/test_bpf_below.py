@@ -247,7 +247,7 @@ class TestMissing:
             assert Kind.SLEEP in seen(probe, lambda: time.sleep(0.002))["kind"]
 
     def test_without_type_information_it_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(below_module, "kernel_type", lambda kind, names: {})
+        monkeypatch.setattr(below_module, "_types_of", lambda points: {})
         with pytest.raises(PrismError, match="no tracepoint sched_switch"):
             BelowProbe([os.getpid()]).start()
 

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -73,6 +74,13 @@ _HIT_OF = {point: HITS[group.hit] for group in GROUPS.values() for point in (*gr
 _HIT_OF["sched_waking"] = "waking"
 
 
+@cache
+def _types_of(points: tuple[str, ...]) -> dict[str, int]:
+    """Type number of each tracepoint that this kernel has; read once, because it takes a while."""
+    found = kernel_type(TYPEDEF, [f"btf_trace_{point}" for point in points])
+    return {name.removeprefix("btf_trace_"): number for name, number in found.items()}
+
+
 class BelowProbe:
     """``start`` attaches, ``read`` hands over records, ``totals`` what adds up, ``stop`` detaches; also a
     context manager. One reader.
@@ -91,7 +99,9 @@ class BelowProbe:
     ) -> None:
         self.pids = tuple(dict.fromkeys(pids))
         if not 0 < len(self.pids) <= _MAX_TARGETS or min(self.pids) <= 0:
-            raise BadInput("cannot trace the scheduler", f"1 to {_MAX_TARGETS} processes, not {len(self.pids)}")
+            raise BadInput(
+                "cannot trace the scheduler", f"1 to {_MAX_TARGETS} processes, not {len(self.pids)}"
+            )
         self.groups = tuple(dict.fromkeys(("scheduler", *groups)))
         self.missing: list[str] = []
         self._min_ns = min_ns
@@ -101,6 +111,7 @@ class BelowProbe:
         self._links: dict[str, list[int]] = {}
         self._types: dict[str, int] = {}
         self._programs: dict[str, int] = {}
+        self._aimed: set[int] = set()
 
     def __enter__(self) -> BelowProbe:
         self.start()
@@ -126,8 +137,7 @@ class BelowProbe:
         try:
             self._ring = RingBuffer(self._object.maps["ring"].descriptor, self._ring_bytes)
             points = [point for group in GROUPS.values() for point in group.tracepoints]
-            found = kernel_type(TYPEDEF, [f"btf_trace_{point}" for point in points])
-            self._types = {name.removeprefix("btf_trace_"): number for name, number in found.items()}
+            self._types = _types_of(tuple(points))
             self._set_limits(self._min_ns, NEVER_NS)
             for name in (*self.groups, "syscalls"):
                 self._load_group(name)
@@ -135,15 +145,18 @@ class BelowProbe:
             self.stop()
             raise
 
-    def _aim(self, pids: Iterable[int]) -> None:
-        """Make these the targets, besides those already there."""
+    def aim(self, pids: Iterable[int]) -> None:
+        """Make these processes the targets, and no others."""
         if self._object is None:
             return
-        bits = bytearray(_FILTER_BYTES)
-        for pid in pids:
+        bits, wanted = bytearray(_FILTER_BYTES), set(pids)
+        for pid in wanted:
             bits[pid >> 3 & _FILTER_BYTES - 1] |= 1 << (pid & 7)
             self._object.maps["targets"][pid] = bytes(4)
         self._object.maps[".data"][0] = bytes(bits)
+        for pid in self._aimed - wanted:
+            del self._object.maps["targets"][pid]
+        self._aimed = wanted
 
     def _load_group(self, name: str) -> None:
         """A group that this kernel cannot have is named in ``missing``; the scheduler's must be there."""
@@ -178,14 +191,13 @@ class BelowProbe:
         own = os.getpid()
         try:
             self._set_limits(0, NEVER_NS)
-            self._aim((own,))
+            self.aim([own])
             self._attach("scheduler")
             self._check_relocation()
-            if own not in self.pids:
-                del self._object.maps["targets"][own]
+            self.aim([])
             self.forget([own])
             self._set_limits(self._min_ns, NEVER_NS)
-            self._aim(self.pids)
+            self.aim(self.pids)
             for name in [name for name in self.groups if name != "scheduler"]:
                 self.attach(name)
         except BaseException:

@@ -123,28 +123,30 @@ WAY_NS = 30.0
 """The way into a tracepoint's program and out, which the kernel's own clock leaves out."""
 
 
-def measure_tracepoints(seconds: float = 0.05) -> dict[str, float]:
+def measure_tracepoints(seconds: float = 0.03) -> dict[str, float]:
     """ns for each run of the always-on programs: ``switch`` one that concerns no watched thread, ``mine``
     what each watched thread in it adds. By the kernel's clock, on switches as they follow each other on a
     busy machine, which is when the price matters."""
-    found = {}
-    foreign, _ = _timed([1], seconds)
-    for name, (ns, runs) in foreign.items():
-        if runs:
-            found[name] = ns / runs + WAY_NS
-    own, hits = _timed([os.getpid()], seconds)
-    ns, runs = own.get("switch", (0, 0))
+    own, found = os.getpid(), {}
+    with BelowProbe([own]) as probe, kernel.run_time_statistics():
+        probe.aim([])
+        foreign, _ = _timed(probe, seconds)
+        for name, (ns, runs) in foreign.items():
+            if runs:
+                found[name] = ns / runs + WAY_NS
+        probe.aim([own])
+        mine, hits = _timed(probe, seconds)
+    ns, runs = mine.get("switch", (0, 0))
     if "switch" in found and hits.get("mine"):
         found["mine"] = max(0.0, (ns + runs * WAY_NS - runs * found["switch"]) / hits["mine"])
     return found
 
 
-def _timed(pids: list[int], seconds: float) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
+def _timed(probe: BelowProbe, seconds: float) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
     """Run times and hits by name, while two threads of this process hand each other the CPU."""
-    with BelowProbe(pids) as probe, kernel.run_time_statistics():
-        ns_before, before = probe.run_times(), probe.hits()
-        _hand_over(seconds)
-        ns_after, after = probe.run_times(), probe.hits()
+    ns_before, before = probe.run_times(), probe.hits()
+    _hand_over(seconds)
+    ns_after, after = probe.run_times(), probe.hits()
     times = {n: (t - ns_before[n][0], r - ns_before[n][1]) for n, (t, r) in ns_after.items()}
     return times, {name: after[name] - before.get(name, 0) for name in after}
 
