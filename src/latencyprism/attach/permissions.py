@@ -44,7 +44,20 @@ def conditions(pid: int) -> list[Condition]:
         _machine(pid),
         _libc(pid),
     ]
-    return [*found, *_interpreter(info), _folder(pid), _main_thread(info), _namespaces(info)]
+    interpreter = _interpreter(info)
+    if interpreter[0].ok:
+        interpreter += [_folder(pid), _main_thread(info)]
+    return [*found, *interpreter, _namespaces(info)]
+
+
+def process_conditions(pid: int) -> list[Condition]:
+    """Those that hold for any way of looking at ``pid``, from outside too; does not raise."""
+    try:
+        info = read_process(pid)
+    except TargetRefused as error:
+        return [Condition("process", False, error.why or error.what, error.remedy)]
+    found = Condition("process", True, f"{info.comm} (pid {pid}, uid {info.uid})")
+    return [found, _state(info), _namespaces(info)]
 
 
 def _state(info: ProcessInfo) -> Condition:

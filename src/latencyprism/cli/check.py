@@ -10,14 +10,16 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from latencyprism.attach.permissions import Condition
+from latencyprism.attach.permissions import Condition, process_conditions
 from latencyprism.attach.permissions import conditions as attach_conditions
 from latencyprism.bpf.features import conditions as bpf_conditions
 from latencyprism.cli.check_host import host_of, print_host, print_surroundings, surroundings
+from latencyprism.cli.check_seen import NATIVE, NATIVE_NEEDS, seen_of
 from latencyprism.cli.options import add_pid
 from latencyprism.engines.discovery import Replica
 from latencyprism.engines.packs import PYTHON_ENGINES, load_pack
 from latencyprism.engines.unknown import GENERIC, discover_any, no_pack_fits
+from latencyprism.errors import TargetRefused
 from latencyprism.sentinel.claim import holder_of
 
 NAME = "check"
@@ -39,10 +41,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.packs:
         return _packs(args.json)
-    replicas = discover_any(args.pid)
+    try:
+        replicas = discover_any(args.pid)
+    except TargetRefused:
+        _tell_of_refused(args.pid, args.json)
+        raise
+    kernel = [_condition(c) for c in bpf_conditions()]
     report: dict[str, Any] = {
-        "engines": [_describe(replica) for replica in replicas],
-        "kernel": [_condition(c) for c in bpf_conditions()],
+        "engines": [_describe(replica, kernel) for replica in replicas],
+        "kernel": kernel,
         **surroundings(replicas),
     }
     if args.json:
@@ -53,13 +60,29 @@ def run(args: argparse.Namespace) -> int:
     return 0 if met or args.pid is None else 3
 
 
-def _describe(replica: Replica) -> dict[str, Any]:
-    native = replica.engine == "llama.cpp"
+def _tell_of_refused(pid: int | None, as_json: bool) -> None:
+    """The conditions of a process that cannot be watched, where it is there at all."""
+    conditions = [{"pid": pid, **_condition(c)} for c in attach_conditions(pid)] if pid else []
+    if len(conditions) < 2:
+        return
+    if as_json:
+        print(json.dumps({"engines": [], "process": {"pid": pid, "conditions": conditions}}))
+    else:
+        print(f"process {pid}:")
+        _print_conditions(conditions)
+
+
+def _describe(replica: Replica, kernel: list[dict[str, Any]]) -> dict[str, Any]:
+    native = replica.engine == NATIVE
     generic = no_pack_fits(replica)
-    conditions = []
+    conditions: list[dict[str, Any]] = []
     for member in replica.members:
-        if member.role != "api" and not native:
+        if native:
+            conditions += [{"pid": member.pid, **_condition(c)} for c in process_conditions(member.pid)]
+        elif member.role != "api":
             conditions += [{"pid": member.pid, **_condition(c)} for c in attach_conditions(member.pid)]
+    if native:
+        conditions += [one for one in kernel if one["name"] in NATIVE_NEEDS]
     return {
         "engine": replica.engine,
         "version": replica.version,
@@ -69,6 +92,7 @@ def _describe(replica: Replica) -> dict[str, Any]:
         "attach": "kernel probes" if native else _IN_GENERAL if generic else "probe in the interpreter",
         "warning": None if native else _warning(replica),
         "conditions": conditions,
+        **seen_of(replica, all(one["ok"] for one in conditions), kernel),
         "host": host_of(replica),
     }
 
@@ -97,6 +121,10 @@ def _print(report: dict[str, Any]) -> None:
         if engine["warning"]:
             print(f"  note: {engine['warning']}")
         _print_conditions(engine["conditions"])
+        for thing in engine["seen"]:
+            print(f"  will be seen: {thing}")
+        for thing in engine["not_seen"]:
+            print(f"  will not be seen: {thing}")
         print_host(engine["host"])
     print("this machine and user:")
     _print_conditions(report["kernel"])
