@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
+
 import pytest
 
 from latencyprism.attach.process import Identity, ProcessInfo
 from latencyprism.engines import discovery
+from latencyprism.engines.llama_cpp import source
 from latencyprism.errors import TargetRefused
 
 
@@ -27,6 +31,26 @@ MACHINE = [
     process(30, 1, "bash", "-c", "echo VLLM::EngineCore"),
     process(31, 1),
     process(40, 1, "VLLM::EngineCore"),
+    # vLLM before 0.10.1: no titles; forked engine, spawned workers.
+    process(50, 1, "/v/bin/python", "/v/bin/vllm", "serve", "old"),
+    process(51, 50, "/v/bin/python", "/v/bin/vllm", "serve", "old"),
+    process(52, 50, "/v/bin/python", "-c", "from multiprocessing.resource_tracker import main;main(5)"),
+    process(53, 51, "/v/bin/python", "-c", "from multiprocessing.spawn import spawn_main; spawn_main()"),
+    process(54, 51, "/v/bin/python", "-c", "from multiprocessing.spawn import spawn_main; spawn_main()"),
+    process(55, 51, "/v/bin/python", "-c", "from multiprocessing.resource_tracker import main;main(5)"),
+    process(57, 50, "nvidia-smi"),
+    # SGLang with two tensor-parallel ranks.
+    process(60, 1, "/s/bin/python", "-m", "sglang.launch_server", "--tp", "2"),
+    process(61, 60, "sglang::scheduler_TP0"),
+    process(62, 60, "sglang::scheduler_TP1"),
+    process(63, 60, "sglang::detokenizer"),
+    # SGLang with data parallelism: a controller between; expert ranks.
+    process(70, 1, "/s/bin/python", "-m", "sglang.launch_server", "--dp", "2"),
+    process(71, 70, "sglang::data_parallel_controller"),
+    process(72, 71, "sglang::scheduler_DP0_PP0_ATTN_CP0_TP0_EP0"),
+    process(73, 71, "sglang::scheduler_DP1_TP1_EP1"),
+    process(74, 71, "sglang::scheduler_DP1_PP1_TP0"),
+    process(80, 1, "bash", "-c", "sglang::scheduler_TP0"),
 ]
 
 
@@ -40,21 +64,39 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_replicas_and_roles() -> None:
     found = {r.engine_pid: r for r in discovery.discover()}
-    assert sorted(found) == [11, 12, 20, 40]
+    assert sorted(found) == [11, 12, 20, 40, 51, 61, 72, 73]
     assert [(m.pid, m.role, m.rank) for m in found[11].members] == [
         (11, "engine", 0), (13, "worker", 0), (14, "worker", 1), (10, "api", 0),
     ]  # fmt: skip
     assert found[11].ranks == {"DP": 0} and found[12].ranks == {"DP": 1}
     assert found[40].members[0].role == "engine+worker"
-    assert len({r.number for r in found.values()}) == 4
+    assert len({r.number for r in found.values()}) == 8
+    assert [(m.pid, m.role, m.rank) for m in found[51].members] == [
+        (51, "engine", 0), (53, "worker", 0), (54, "worker", 1), (50, "api", 0),
+    ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("pid", "engines"), [(13, [11]), (11, [11]), (10, [11, 12]), (20, [20]), (15, [12])])
+def test_schedulers_of_sglang_are_told_by_their_titles() -> None:
+    found = {r.engine_pid: r for r in discovery.discover() if r.engine == "sglang"}
+    assert [(m.pid, m.role, m.rank) for m in found[61].members] == [
+        (61, "engine", 0), (62, "worker", 1), (60, "api", 0),
+    ]  # fmt: skip
+    assert found[61].ranks == {} and found[61].version == "1.0"
+    assert found[61].roles() == {61: "scheduler", 62: "scheduler 1", 60: "API server"}
+    assert [(m.pid, m.role) for m in found[72].members] == [(72, "engine"), (70, "api")]
+    assert [(m.pid, m.rank) for m in found[73].members if m.role != "api"] == [(73, 1), (74, 1000)]
+    assert (found[72].ranks, found[73].ranks) == ({"DP": 0}, {"DP": 1})
+
+
+@pytest.mark.parametrize(
+    ("pid", "engines"),
+    [(13, [11]), (11, [11]), (10, [11, 12]), (20, [20]), (15, [12]), (62, [61]), (70, [72, 73])],
+)
 def test_any_process_of_an_engine_names_it(pid: int, engines: list[int]) -> None:
     assert [r.engine_pid for r in discovery.discover(pid)] == engines
 
 
-@pytest.mark.parametrize("pid", [21, 30, 31])
+@pytest.mark.parametrize("pid", [21, 30, 31, 52, 57, 63, 80])
 def test_other_processes_are_refused(pid: int) -> None:
     with pytest.raises(TargetRefused, match="not a known engine"):
         discovery.discover(pid)
@@ -68,3 +110,19 @@ def test_only_the_same_server_started_again_succeeds_an_engine() -> None:
     assert served(60, "/v/llama-server", "--port", "9090").succeeds(old)
     assert not served(60, "/v/llama-server", "--port", "9090", "--other").succeeds(old)
     assert not served(40, "/v/llama-server", "--port", "8080").succeeds(old)
+
+
+def test_a_program_is_looked_into_once_and_a_process_only_where_a_name_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A search asks this of every process of a machine."""
+    looked: list[int] = []
+    real = source._candidates
+    monkeypatch.setattr(source, "_known", {})
+    monkeypatch.setattr(source, "_candidates", lambda pid: looked.append(pid) or real(pid))
+    with contextlib.ExitStack() as stack:
+        sleepers = [stack.enter_context(subprocess.Popen(["sleep", "60"])) for _ in range(3)]
+        stack.callback(lambda: [one.kill() for one in sleepers])
+        assert [source.find(one.pid) for one in sleepers] == [None] * 3
+        assert looked == [sleepers[0].pid]
+    assert source.find(1 << 22) is None

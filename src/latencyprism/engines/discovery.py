@@ -145,9 +145,12 @@ def _untitled_engines(
         below.setdefault(process.ppid, []).append(process)
     found = []
     for server in processes.values():
-        children = [child for child in below.get(server.pid, ()) if _is_forked(child, server)]
-        if not _is_vllm_server(server) or any(child.pid in titled for child in below.get(server.pid, ())):
+        parent = processes.get(server.ppid)
+        if not _is_vllm_server(server) or (parent is not None and parent.cmdline == server.cmdline):
+            continue  # a forked child has its parent's command line
+        if any(child.pid in titled for child in below.get(server.pid, ())):
             continue
+        children = [child for child in below.get(server.pid, ()) if _is_forked(child, server)]
         for number, engine in enumerate(children):
             found.append((engine, f"_DP{number}" if len(children) > 1 else ""))
             ranks = [child for child in below.get(engine.pid, ()) if _is_forked(child, engine)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -78,6 +79,7 @@ def parse_pack(text: str) -> Pack:
     return Pack(points, layouts)
 
 
+@cache
 def load_pack() -> Pack:
     """The pack that comes with the package."""
     return parse_pack(resources.files(__package__).joinpath("pack.toml").read_text(encoding="utf-8"))

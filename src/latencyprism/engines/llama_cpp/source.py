@@ -78,12 +78,28 @@ def _defined(file: int, names: frozenset[str]) -> frozenset[str]:
     return _known[key]
 
 
+def _worth_a_look(pid: int, names: frozenset[str]) -> bool:
+    """False where a process maps no file named after llama.cpp and its program is known to define none of
+    ``names``: told from the text of its map and one stat, since a search asks this of every process."""
+    try:
+        with open(f"/proc/{pid}/maps", "rb") as file:
+            if _HINT.encode() in file.read().lower():
+                return True
+        status = os.stat(f"/proc/{pid}/exe")
+    except OSError:
+        return False
+    key = (names, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    return key not in _known or bool(_known[key])
+
+
 def find(pid: int) -> str | None:
     """Path (in the target's own view) of the mapped file that holds a llama.cpp we can read, else None.
 
     None also for a process that may not be looked into; ``LlamaSource`` says why.
     """
     pack = load_pack()
+    if not _worth_a_look(pid, frozenset(pack.symbols())):
+        return None
     try:
         mappings = _candidates(pid)
         with _opened(pid, mappings) as files:
