@@ -169,6 +169,18 @@ class TestCalls:
         finally:
             watch.close()
 
+    def test_what_was_read_stays_as_it_was(self, target: Target) -> None:
+        watch = probe(target, Function("lp_wait", returns=False), ring_bytes=4096)
+        target.call(1)
+        one = watch.read()
+        kept = one.copy()
+        for _ in range(70):  # more than the ring holds
+            target.call(0)
+            watch.read()
+        assert one == kept
+        watch.close()
+        assert one == kept
+
     def test_what_is_dropped_is_no_longer_hit_and_the_rest_is(self, target: Target) -> None:
         file = open_mapped(target.pid, target.mapping)
         watch = CallProbe(target.pid, [file], [Function("lp_wait"), Function("lp_quick")])

@@ -196,6 +196,7 @@ class BelowProbe:
             self._check_relocation()
             self.aim([])
             self.forget([own])
+            self.read()
             self._set_limits(self._min_ns, NEVER_NS)
             self.aim(self.pids)
             for name in [name for name in self.groups if name != "scheduler"]:
@@ -247,7 +248,7 @@ class BelowProbe:
         """Our own sleep must come out as ours and as a sleep: wrong offsets would show something else."""
         for _ in range(5):
             time.sleep(0.001)
-            seen = self._records()
+            seen = self.read()
             mine = seen[seen["tgid"] == os.getpid()]
             if np.any((mine["kind"] == Kind.SLEEP) & (mine["end_ns"] > mine["start_ns"])):
                 return
@@ -300,14 +301,9 @@ class BelowProbe:
         """Waits of threads for which the program had no room."""
         return self._object.counter("untracked") if self._object else 0
 
-    def _records(self) -> Intervals:
-        return self._ring.array(INTERVAL_DTYPE) if self._ring is not None else np.empty(0, INTERVAL_DTYPE)
-
     def read(self) -> Intervals:
         """Records since the last call, as an array of INTERVAL_DTYPE; those of the machine have tgid 0."""
-        records = self._records()
-        # A record of our own may have slipped in between the self-test and its end.
-        return records[np.isin(records["tgid"], (0, *self.pids))] if len(records) else records
+        return self._ring.array(INTERVAL_DTYPE) if self._ring is not None else np.empty(0, INTERVAL_DTYPE)
 
     def thread_totals(self, tid: int) -> np.void | None:
         """The totals of one thread; None if it was not seen yet. One system call."""

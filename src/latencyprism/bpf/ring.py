@@ -92,7 +92,8 @@ class RingBuffer:
             whole = int(odd[0]) if odd.size else count
             if whole == 0:
                 break
-            body = np.ascontiguousarray(block[:whole, _HEADER_BYTES : _HEADER_BYTES + dtype.itemsize])
+            # A copy even where one row alone is contiguous as it is: the kernel will write here again.
+            body = block[:whole, _HEADER_BYTES : _HEADER_BYTES + dtype.itemsize].copy()
             pieces.append(body.view(dtype)[:, 0])
             position += whole * stride
             self._consumer_at[0] = position
