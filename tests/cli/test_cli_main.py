@@ -58,8 +58,12 @@ def test_bad_input_is_one_sentence_and_a_code(arguments: tuple[str, ...], code: 
 
 def test_packs_are_listed_with_their_versions() -> None:
     rows = json.loads(run("check", "--packs", "--json").stdout)["packs"]
-    assert {row["engine"] for row in rows} >= {"vllm", "transformers"}
-    assert all(row["from"] and row["below"] for row in rows)
+    assert {row["engine"] for row in rows} == {"vllm", "sglang", "transformers", "llama.cpp"}
+    assert all((row["from"] and row["below"]) or row["builds"] for row in rows)
+    assert {row["engine"] for row in rows if row["verified"]} == {"vllm", "transformers", "llama.cpp"}
+    lines = run("check", "--packs").stdout.splitlines()
+    assert len(lines) == len(rows)
+    assert sum("not run" in line for line in lines) == sum(not row["verified"] for row in rows)
 
 
 def test_reader_that_goes_away_is_no_error() -> None:

@@ -17,7 +17,8 @@ from latencyprism.cli.check_host import host_of, print_host, print_surroundings,
 from latencyprism.cli.check_seen import NATIVE, NATIVE_NEEDS, seen_of
 from latencyprism.cli.options import add_pid
 from latencyprism.engines.discovery import Replica
-from latencyprism.engines.packs import PYTHON_ENGINES, load_pack
+from latencyprism.engines.listing import in_words, pack_rows
+from latencyprism.engines.packs import load_pack
 from latencyprism.engines.unknown import GENERIC, discover_any, no_pack_fits
 from latencyprism.errors import TargetRefused
 from latencyprism.sentinel.claim import holder_of
@@ -110,7 +111,9 @@ def _condition(condition: Condition) -> dict[str, Any]:
 
 def _print(report: dict[str, Any]) -> None:
     if not report["engines"]:
-        print("No engine found. Looked for vLLM, Transformers (serve --continuous-batching) and llama.cpp;")
+        print(
+            "No engine found. Looked for vLLM, SGLang, Transformers (serve --continuous-batching), llama.cpp;"
+        )
         print("an engine of another user may be out of sight without that user's rights, or root's.")
     for engine in report["engines"]:
         who = ", ".join(f"{role} {pid}" for pid, role in engine["processes"].items())
@@ -141,15 +144,9 @@ def _print_conditions(conditions: list[dict[str, Any]]) -> None:
 
 
 def _packs(as_json: bool) -> int:
-    rows = [
-        {"engine": engine, "from": entry.since, "below": entry.below, "verified": list(entry.verified)}
-        for engine in PYTHON_ENGINES
-        for entry in load_pack(engine).ranges
-    ]
+    rows = pack_rows()
     if as_json:
         print(json.dumps({"packs": rows}))
     else:
-        for row in rows:
-            verified = ", ".join(row["verified"]) or "none"
-            print(f"{row['engine']:14} {row['from']} <= version < {row['below']}   run against: {verified}")
+        print("\n".join(map(in_words, rows)))
     return 0

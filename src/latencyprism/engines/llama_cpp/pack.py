@@ -30,12 +30,15 @@ OFFSETS = (
 
 @dataclass(frozen=True)
 class Layout:
-    """``decode`` and ``ubatch`` are symbols; ``offsets`` bytes in ``llama_ubatch`` by name (see OFFSETS)."""
+    """``decode`` and ``ubatch`` are symbols; ``offsets`` bytes in ``llama_ubatch`` by name (see OFFSETS);
+    ``builds`` in words, and which of them were ``verified`` by running them."""
 
     name: str
     decode: str
     ubatch: str
     offsets: dict[str, int]
+    builds: str
+    verified: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ def parse_pack(text: str) -> Pack:
             Layout(
                 str(entry["name"]), str(entry["decode"]), str(entry["ubatch"]),
                 {name: int(entry["offsets"].get(name, 0)) for name in OFFSETS},
+                str(entry.get("builds", "")), tuple(map(str, entry.get("verified", ()))),
             )
             for entry in raw["layout"]
         )  # fmt: skip
