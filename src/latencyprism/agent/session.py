@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from latencyprism.agent.assemble import assemble, bootstrap, pack
-from latencyprism.attach.access import denied
 from latencyprism.attach.inject import Injector, InjectReport
+from latencyprism.attach.shared_folder import owner_of, shared_folder
 from latencyprism.errors import TargetRefused
 from latencyprism.records import ring
 from latencyprism.records.step import NULL
@@ -69,7 +69,7 @@ class ProbeSession:
         self._told: set[str] = set()
         self.last_message = ""
         """What the probe had said by the time it was detached."""
-        folder, inside = _shared_folder(pid)
+        folder, inside = shared_folder(pid)
         name = f"lprism-{self.nonce:016x}"
         try:
             self._prepare(folder / name, f"{inside}/{name}", slots)
@@ -82,7 +82,7 @@ class ProbeSession:
 
     def _prepare(self, base: Path, inside: str, slots: int) -> None:
         ring_path, fifo = base.with_suffix(".ring"), base.with_suffix(".wake")
-        uid, gid = _owner(self.pid)
+        uid, gid = owner_of(self.pid)
         self._files.append(ring_path)
         checked = platform.machine() != "x86_64"
         ring.create_ring(str(ring_path), slots, self.nonce, rings=RINGS, checked=checked)
@@ -248,13 +248,13 @@ def removal(nonce: int | None, acknowledge: str = "") -> str:
 
 def remove_probe(pid: int, timeout_s: float = 2.0) -> bool:
     """Remove whatever probe is in a process. False if it did not answer (its lease then ends the probe)."""
-    folder, inside = _shared_folder(pid)
+    folder, inside = shared_folder(pid)
     name = f"lprism-{secrets.randbits(62):016x}.ack"
     answer = folder / name
     fd = os.open(answer, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         if os.geteuid() == 0:
-            os.fchown(fd, *_owner(pid))
+            os.fchown(fd, *owner_of(pid))
         injector = Injector(pid)
         injector.run(removal(None, f"{inside}/{name}"), lambda: os.fstat(fd).st_size > 0, timeout_s=timeout_s)
         return os.fstat(fd).st_size > 0
@@ -265,30 +265,3 @@ def remove_probe(pid: int, timeout_s: float = 2.0) -> bool:
     finally:
         os.close(fd)
         answer.unlink(missing_ok=True)
-
-
-def _shared_folder(pid: int) -> tuple[Path, str]:
-    """(the folder as we reach it, the same folder as the target sees it)."""
-    try:
-        same_mounts = _mount_namespace(pid) == _mount_namespace(os.getpid())
-        same_root = same_mounts and os.readlink(f"/proc/{pid}/root") == "/"
-    except PermissionError:
-        raise denied(pid) from None
-    except FileNotFoundError:
-        raise TargetRefused(f"cannot watch process {pid}", "it has ended") from None
-    for inside in ("/dev/shm", "/tmp"):
-        outside = Path(inside if same_root else f"/proc/{pid}/root{inside}")
-        if not outside.is_symlink() and outside.is_dir() and os.access(outside, os.W_OK):
-            return outside, inside
-    raise TargetRefused(
-        f"cannot watch process {pid}", "its /dev/shm and /tmp cannot be written", "run as its user or as root"
-    )
-
-
-def _mount_namespace(pid: int) -> str:
-    return os.readlink(f"/proc/{pid}/ns/mnt")
-
-
-def _owner(pid: int) -> tuple[int, int]:
-    status = os.stat(f"/proc/{pid}")
-    return status.st_uid, status.st_gid
