@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from latencyprism.errors import PrismError
+from latencyprism.sentinel.priority import OnTime
 from latencyprism.timeline.anchor_search import search
 
 
@@ -19,7 +20,8 @@ def main() -> None:
     for _ in sys.stdin:
         answer: dict[str, Any]
         try:
-            found = search(pid)
+            with OnTime():  # as the watch does
+                found = search(pid)
             answer = {
                 "function": found.function.qualname,
                 "witness": found.witness.qualname if found.witness is not None else None,

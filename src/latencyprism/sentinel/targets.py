@@ -9,6 +9,7 @@ from latencyprism.engines.discovery import Replica
 from latencyprism.engines.unknown import no_pack_fits
 from latencyprism.records import StepSource
 from latencyprism.sentinel.claim import Claim
+from latencyprism.sentinel.priority import OnTime
 from latencyprism.timeline.generic_source import GenericSource
 from latencyprism.timeline.python_source import PythonSource
 
@@ -33,10 +34,13 @@ class Attachment:
                 claim.close()
 
 
-def attach(replica: Replica, say: Callable[[str], None] = lambda text: None) -> Attachment:
+def attach(
+    replica: Replica, say: Callable[[str], None] = lambda text: None, *, realtime: bool = True
+) -> Attachment:
     """TargetRefused, with everything undone, if it is watched already or cannot be attached to.
 
-    An engine that no pack knows is searched first, for up to ten seconds; ``say`` is told so."""
+    An engine that no pack knows is searched first, for up to ten seconds; ``say`` is told so.
+    ``realtime``: be on time in that beside engines that spin."""
     claims: list[Claim] = []
     try:
         probed = (member for member in replica.members if member.role != "api")
@@ -48,7 +52,8 @@ def attach(replica: Replica, say: Callable[[str], None] = lambda text: None) -> 
 
             source = LlamaSource(replica.engine_pid, first_replica=replica.number)
         elif no_pack_fits(replica):
-            generic = GenericSource(replica, say)
+            with OnTime(realtime):
+                generic = GenericSource(replica, say)
             source, warning = generic, generic.warning
         else:
             python = PythonSource(replica)

@@ -330,7 +330,7 @@ class Watcher:
     # -- attach and detach -----------------------------------------------------------------------
 
     def _attach(self, replica: Replica, *, again: bool = False) -> None:
-        watch = ReplicaWatch(attach(replica, self._say))
+        watch = ReplicaWatch(attach(replica, self._say, realtime=self.options.realtime))
         self.watches.append(watch)
         fd = watch.attachment.source.fileno()
         if fd is not None:

@@ -13,6 +13,7 @@ from latencyprism.attach.stacks import GENERATOR, Function, Stack
 PRESENT = 0.03
 """A function on fewer of the stacks than this is not where the time goes."""
 RECURSIVE = 0.02
+STILL_LIMIT, ALIKE_LIMIT = 6, 2
 _STANDARD = re.compile(r"(^<frozen )|(/lib/python3\.\d+t?/(?!(site|dist)-packages/))|(/python3\.\d+\.zip/)")
 # Where Python code of the standard library waits for whatever comes next, by (end of file name, function).
 _RESTS = (
@@ -135,17 +136,29 @@ def _eligible(function: Function) -> bool:
     return bool(function.file)
 
 
-def to_hook(thread: LoopThread, limit: int, tried: frozenset[int] = frozenset()) -> list[Candidate]:
-    """At most ``limit`` of a thread's candidates, outermost first: those that were seen at several places of
-    their code before those that were not, those on more stacks before those on fewer.
+def to_hook(
+    thread: LoopThread, limit: int, tried: frozenset[int] = frozenset(), *, nested: bool = True
+) -> list[Candidate]:
+    """A thread's candidates whose calls are worth watching together, outermost first.
 
-    Of the outer ones that never moved the innermost two are kept: a loop that is nearly always inside its
-    step looks just like its callers.
+    ``limit`` of those that were seen at several places of their code: on as many stacks as possible, but only
+    two of each share of the stacks at first, since one that calls nothing but another says no more than that.
+    To these come the innermost few of those that never moved, whose calls are rare: a loop that is nearly
+    always inside its step looks just like its callers. ``nested``: can functions inside functions be watched?
     """
-    left = [one for one in thread.candidates if one.code not in tried]
-    still = [one for one in left if one.still][-2:]
-    moving = sorted(
-        (one for one in left if not one.still), key=lambda one: (-round(one.presence, 1), one.depth)
-    )
-    chosen = [*moving[: limit - len(still)], *still]
-    return sorted(chosen, key=lambda one: one.depth)
+    left = [one for one in thread.candidates if one.code not in tried and (nested or not _is_nested(one))]
+    still = [one for one in left if one.still][-STILL_LIMIT:]
+    moving = (one for one in left if not one.still)
+    ranked = sorted(moving, key=lambda one: (-round(one.presence, 1), one.depth))
+    alike: Counter[float] = Counter()
+    first: list[Candidate] = []
+    later: list[Candidate] = []
+    for one in ranked:
+        share = round(one.presence, 1)
+        alike[share] += 1
+        (first if alike[share] <= ALIKE_LIMIT else later).append(one)
+    return sorted([*[*first, *later][:limit], *still], key=lambda one: one.depth)
+
+
+def _is_nested(one: Candidate) -> bool:
+    return "<locals>" in one.function.qualname

@@ -25,12 +25,15 @@ LIMIT_S = 10.0
 SAMPLE_S, SAMPLE_HZ = 2.5, 100.0
 LOOK_S = 0.25
 WATCH_S, SHORTEST_WATCH_S = 2.5, 1.0
-MOST_HOOKS = 8
+MOST_HOOKS = 6
+"""At once, of functions that are called often; to these come a few whose calls are rare."""
 ROUNDS = 3
 GOOD = 0.75
 """With this confidence nothing else is tried."""
 LEAST = 0.4
-ACTIVE = 0.02
+ACTIVE, COMPARABLE = 0.02, 0.25
+NESTED_SINCE = (3, 12)
+"""Before, a function inside a function can be reached from nowhere."""
 BUDGET_PPM = 20_000
 """What watching calls may cost the engine while it is searched: 2 %."""
 _READ_S = 0.05
@@ -88,11 +91,12 @@ def search(pid: int, *, limit_s: float = LIMIT_S, say: Callable[[str], None] = l
     tried: dict[int, set[int]] = {}
     problem = "no function of its threads is called again and again"
     for _ in range(ROUNDS):
-        thread = _next(active, tried, best)
+        thread = _next(active, tried)
         left_s = begun + limit_s - time.monotonic() - 0.8
         if thread is None or left_s < SHORTEST_WATCH_S:
             break
-        chosen = to_hook(thread, MOST_HOOKS, frozenset(tried.setdefault(thread.ident, set())))
+        before = frozenset(tried.setdefault(thread.ident, set()))
+        chosen = to_hook(thread, MOST_HOOKS, before, nested=reader.layout.version >= NESTED_SINCE)
         tried[thread.ident] |= {one.code for one in chosen}
         try:
             watched, window_ns = watch_calls(pid, thread.ident, chosen, min(WATCH_S, left_s))
@@ -137,23 +141,13 @@ def _idle_remedy(pid: int) -> str:
     return f"let the engine serve requests while the watch begins{also}"
 
 
-def _next(
-    active: list[LoopThread], tried: dict[int, set[int]], best: tuple[Judgement, LoopThread] | None
-) -> LoopThread | None:
-    """The busiest thread not yet looked into; then those whose candidates are not all tried."""
+def _next(active: list[LoopThread], tried: dict[int, set[int]]) -> LoopThread | None:
+    """The busiest thread that nothing was watched in; after these the busiest that has more to watch."""
     ranked = sorted(active, key=lambda one: -one.activity)
-    fresh = [one for one in ranked if one.ident not in tried]
-    more = [one for one in ranked if to_hook(one, 1, frozenset(tried.get(one.ident, ())))]
-    if best is None and tried:
-        # Nothing in that thread so far: its other functions before other threads' once, if it stands out.
-        first = more[0] if more else None
-        if first is not None and first.ident in tried and first.activity > 2.0 * _activity(fresh):
-            return first
+    worth = [one for one in ranked if one.activity >= COMPARABLE * ranked[0].activity]
+    fresh = [one for one in worth if one.ident not in tried]
+    more = [one for one in worth if to_hook(one, 1, frozenset(tried.get(one.ident, ())))]
     return fresh[0] if fresh else more[0] if more else None
-
-
-def _activity(threads: list[LoopThread]) -> float:
-    return threads[0].activity if threads else 0.0
 
 
 # -- from outside ------------------------------------------------------------------------------------
