@@ -144,3 +144,13 @@ class Sleepy:
     assert session.live and session.health()["readings_off"] == ["slow"]
     assert session.health()["errors"] == 1
     assert [r.words[3] for r in session.read()][-1] == -(2**63)
+
+
+def test_a_process_without_steps_has_a_budget_of_the_time_that_passes(start, monkeypatch) -> None:
+    reader = READER.replace("probe.emit(1, (count[0], start, end,", "probe.emit(9, (count[0], start, end,")
+    target = start(SCRIPT)
+    costs = {"essential": 1, "dear": 500, "cheap": 0, "part": 0}
+    session = target.attach(monkeypatch, reader, costs=costs)
+    session.ring.set_header(ring.H_BUDGET_PPM, 30_000)
+    target.ask("go(400, 1000)")
+    assert session.health()["readings_off"] == ["dear"] and session.live

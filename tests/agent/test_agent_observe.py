@@ -294,3 +294,29 @@ def reader(probe, config):
     message = session.ring.message()
     assert "Loop.compiled: compiled" in message and "Model.forward: in a class compiled" in message
     assert target.process.poll() is None
+
+
+def test_method_with_many_locals_is_observed_alike(start, python, monkeypatch) -> None:
+    """CPython 3.12 is slow in telling the arguments of such a method: it is wrapped there."""
+    many = "class Big:\n    def step(self, x, y=1):\n        if x is None:\n"
+    many += "".join(f"            v{n} = {n}\n" for n in range(40)) + "        return x + y\nbig = Big()\n"
+    reader = READER.replace("main.Loop", "main.Big")
+    target = start(SCRIPT + many, python)
+    session = target.attach(monkeypatch, reader, observe=["step"])
+    assert target.ask("[big.step(1), big.step(2, y=3)]") == [2, 5]
+    assert [(r[2], r[3]) for r in see(session)][1] == (3, 5)
+    wrapped = target.ask("Big.step.__code__.co_filename == '<latencyprism>'")
+    assert wrapped == (target.ask("sys.version_info < (3, 13)"))
+
+
+def test_without_a_free_tool_id_methods_are_wrapped(start, python, monkeypatch) -> None:
+    target = start(SCRIPT, python)
+    if not target.ask("hasattr(sys, 'monitoring')"):
+        pytest.skip("this version has no tool ids")
+    target.ask("[sys.monitoring.use_tool_id(n, 'mine') for n in range(6)]")
+    session = target.attach(monkeypatch, READER, observe=["step"])
+    assert target.ask("loop.step(1)") == 8 and [r[3] for r in see(session)] == [8]
+    assert "no monitoring tool id is free" in session.ring.message()
+    assert session.close()
+    assert target.ask("[sys.monitoring.get_tool(n) for n in range(6)]") == ["mine"] * 6
+    assert target.ask("Loop.step.__code__.co_filename") == "<string>"

@@ -6,6 +6,7 @@ one pause counts.
 """
 
 # [cut
+from latencyprism.agent.probe.prelude import now_ns
 from latencyprism.records.ring import (
     H_BUDGET_PPM,
     H_READINGS_OFF,
@@ -57,6 +58,8 @@ class Budget:
         self.readings = {}
         self.steps = self.busy_ns = self.last_end_ns = self.over = 0
         self.told = False
+        self.since_ns = now_ns()
+        self.stepless = True
 
     def reading(self, name):
         """The handle of an optional reading; the same for the same name. Its bit is its place in order of
@@ -70,12 +73,21 @@ class Budget:
 
     def busy(self, start_ns, end_ns):
         """A step was recorded. Steps in flight together count once."""
+        self.stepless = False
         last = self.last_end_ns
         if end_ns > last:
             self.busy_ns += end_ns - (start_ns if start_ns > last else last)
             self.last_end_ns = end_ns
         self.steps += 1
         if self.steps >= WINDOW_STEPS:
+            self.judge()
+
+    def record(self, now):
+        """A record that is no step, in a process that has none (one that only serves the API): its budget is
+        of the time that passes, and the floor is per record."""
+        self.steps += 1
+        if self.steps >= WINDOW_STEPS:
+            self.busy_ns, self.since_ns = now - self.since_ns, now
             self.judge()
 
     def judge(self):

@@ -141,8 +141,10 @@ class Probe:
             self.write(self.wake_fd, b"\0", 1)  # a full pipe holds wakes enough: its error means nothing
         if kind == KIND_STEP or kind == KIND_WORKER:
             self.budget.busy(values[1], values[2])
-            if not self.alive:
-                return
+        elif self.budget.stepless:
+            self.budget.record(now_ns())
+        if not self.alive:
+            return
         now = now_ns()
         if now > words[H_LEASE_NS]:
             self.remove(STATE_EXPIRED)
