@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from latencyprism.agent.probe.vllm_compose import compose
 from latencyprism.agent.probe.vllm_follow import MAX_TURNS, Follower
+from latencyprism.agent.probe.vllm_sums import Sums
 from latencyprism.records import Request, ring
 from latencyprism.timeline.requests import RequestJoin
 
@@ -54,6 +55,8 @@ class Engine:
         self.number, self.now, self.updated = 0, 10 * MS, ring.STATE_EMPTY
         self.records: list[Request] = []
         self.ends: list[int] = []
+        self.sums = Sums()
+        self.kept = 0
 
     def emit(self, kind: int, values: Iterable[int]) -> None:
         assert kind == ring.KIND_REQUEST
@@ -122,15 +125,24 @@ class Engine:
         )  # fmt: skip
         prefills: list[tuple[str, int, int, bool]] = []
         work = compose(scheduled, again, prefills)
+        noted: list[tuple[str, int, int, bool]] = []
+        kept, without = self.sums.compose(
+            scheduled, again, self.number, len(self.running), self.requests, noted
+        )
+        assert kept == work and sorted(noted) == sorted(prefills)
+        self.kept += without is not None
+        tokened = len(tokens_of) - (without or 0)
         start = self.now
         self.follower.follow(scheduled, self.number, start, self.updated, work, prefills, resumed)
         self.finish_step(tokens_of, start)
+        assert without is None or tokened == self.tokened
 
     skip_now: frozenset[str] = frozenset()
 
     def preempt(self, request: Truth) -> None:
         if self.follower.sees_preemption:
             self.follower.paused.append(request.request_id)
+        self.sums.preempted(request)
         request.preemptions += 1
         request.num_computed_tokens = 0
         self.running.remove(request)
@@ -139,10 +151,12 @@ class Engine:
 
     def finish_step(self, tokens_of: dict[str, int], start: int) -> None:
         self.now += self.rng.randrange(1, 40) * MS
+        self.tokened = 0
         for name, tokens in tokens_of.items():
             request = self.requests[name]
             request.num_computed_tokens += tokens
             if request.num_computed_tokens >= request.num_prompt_tokens + len(request._output_token_ids):
+                self.tokened += 1
                 request._output_token_ids.append(1)
                 request.token_steps.append(self.number)
                 if len(request._output_token_ids) >= request.wanted:
@@ -218,6 +232,28 @@ def test_versions_that_do_not_tell_of_preemption(seed: int, arrivals: list[tuple
     engine = Engine(seed, sees_preemption=False, leaves_out=True)
     run(engine, arrivals)
     check(engine, told_when_paused=False)
+
+
+def test_sums_are_kept_where_they_can_be() -> None:
+    engine = Engine(5, sees_preemption=True, leaves_out=False)
+    run(engine, [(20, 40)] * 12)
+    assert engine.sums.trusted and engine.kept > 0.8 * engine.number
+
+
+def test_wrong_sums_are_noticed_and_not_used_again() -> None:
+    engine = Engine(5, sees_preemption=True, leaves_out=False)
+    engine.follower.adopt(SimpleNamespace(requests=engine.requests))
+    for _ in range(3):
+        engine.arrive(4, 400)
+        engine.step()
+    engine.sums.context += 1  # type: ignore[operator]
+    engine.sums.check_at = 0
+    with pytest.raises(RuntimeError):
+        engine.step()
+    assert not engine.sums.trusted
+    for _ in range(5):
+        engine.step()
+    assert engine.sums.context is not None and not engine.sums.trusted
 
 
 def test_requests_before_the_probe_are_known_by_what_is_left_of_them() -> None:

@@ -27,7 +27,7 @@ class Scheduler:
     def schedule(self, throttle=False):
         self.n += 1
         if self.n == 5:
-            self._preempt_request(Obj(request_id="r"))
+            self._preempt_request(Obj(request_id="r", num_computed_tokens=0))
         return Obj(num_scheduled_tokens={"a": 40, "b": 1, "c": 3, "d": 7}, total_num_scheduled_tokens=51,
             scheduled_new_reqs=[Obj(req_id="a", num_computed_tokens=16, prompt_token_ids=[0] * 56)],
             scheduled_cached_reqs=Obj(req_ids=["b", "c", "d"], resumed_req_ids={"d"},

@@ -9,8 +9,9 @@ scheduler output object, so that several in flight (pipeline parallel, async sch
 # [cut
 from latencyprism.agent.probe.core import find_class, now_ns, size
 from latencyprism.agent.probe.vllm_api import ApiReader
-from latencyprism.agent.probe.vllm_compose import Lists, compose, count_outputs
+from latencyprism.agent.probe.vllm_compose import Lists, count_outputs
 from latencyprism.agent.probe.vllm_follow import Follower
+from latencyprism.agent.probe.vllm_sums import Sums
 from latencyprism.records.ring import KIND_STEP, KIND_WORKER
 from latencyprism.records.step import NULL
 
@@ -30,6 +31,8 @@ class EngineReader:
         self.at_once = "grammar" not in config["hooks"]
         self.following = probe.reading("requests")
         self.follower = Follower(probe, config)
+        self.sums = Sums()
+        self.sums.trusted = "preempt" in config["hooks"]
         self.in_flight = {}
         self.step = 0
         self.updated = NULL
@@ -56,13 +59,16 @@ class EngineReader:
             self.follower.adopt(args[0])
         step = self.step
         self.step = step + 1
-        stash = self.in_flight[id(result)] = [result, start, end, step, self.updated, 0, None, NULL]
+        stash = self.in_flight[id(result)] = [
+            result, start, end, step, self.updated, 0, None, NULL, len(args[0].running), None,
+        ]  # fmt: skip
         if self.at_once:
             self.prepare(args[0], stash)
         stash[5] = now_ns() - end
 
     def on_preempted(self, args):
         self.preempted += 1
+        self.sums.preempted(args[1])
         if self.following.on:
             self.follower.paused.append(args[1].request_id)
 
@@ -80,7 +86,17 @@ class EngineReader:
         if self.layout != "outputs":
             again = Lists(self.layout, again, self.follower.requests)
         prefills = []
-        work = stash[6] = compose(scheduled, again, prefills)
+        try:
+            work, stash[9] = self.sums.compose(
+                scheduled, again, stash[3], stash[8], self.follower.requests, prefills
+            )
+        except RuntimeError:
+            self.probe.error()
+            prefills.clear()
+            work, _ = self.sums.compose(
+                scheduled, again, stash[3], stash[8], self.follower.requests, prefills
+            )
+        stash[6] = work
         stash[7] = usage_ppm(scheduler)
         following = self.following
         if following.on:
@@ -104,8 +120,12 @@ class EngineReader:
             return
         if stash[6] is None:
             self.prepare(scheduler, stash)
-        _, start, scheduled_at, step, _, stash_ns, work, usage = stash
-        outputs, accepted = count_outputs(args[2].sampled_token_ids, work[8])
+        _, start, scheduled_at, step, _, stash_ns, work, usage, _, without = stash
+        sampled = args[2].sampled_token_ids
+        if without is not None and len(sampled) == work[0]:
+            outputs, accepted = work[0] - without, NULL
+        else:
+            outputs, accepted = count_outputs(sampled, work[8])
         gc_ns = probe.gc_ns
         last_end = self.last_end
         waiting_ns = self.carry_ns
