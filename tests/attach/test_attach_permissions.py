@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
@@ -9,6 +10,7 @@ import time
 from latencyprism.attach import access
 from latencyprism.attach.interpreter import python_of
 from latencyprism.attach.permissions import conditions
+from latencyprism.attach.shared_folder import sweep
 
 LOOP = "import time\nprint('ready')\nwhile True: time.sleep(0.01)\n"
 NAMES = ["process", "state", "tracer", "rights", "access", "yama", "machine", "libc"]
@@ -63,3 +65,22 @@ def test_interpreter_of_each_version(start, any_python: str) -> None:
     assert info.version == version[: len(info.version)] and len(info.version) >= 2
     assert not info.free_threaded and not info.musl and info.machine == "x86_64"
     assert info.runtime[0] < info.runtime[1]
+
+
+def test_files_of_a_killed_watcher_are_swept_up(tmp_path) -> None:
+    """Old ones of ours alone: neither a running watcher's, nor others' files, nor what a link leads to."""
+    kept, victim = tmp_path / "lprism-0123456789abcdef.ring", tmp_path / "victim"
+    old = [
+        tmp_path / name for name in ("lprism-fedcba9876543210.ring", "lprism-run-1a2b-0123456789abcdef.py")
+    ]
+    others = [tmp_path / "lprism-notes.md", victim]
+    for path in (kept, *old, *others):
+        path.write_text("x")
+    pipe, link = tmp_path / "lprism-00112233445566aa.wake", tmp_path / "lprism-aa112233445566aa.py"
+    os.mkfifo(pipe)
+    link.symlink_to(victim)
+    for path in (*old, *others, pipe):
+        os.utime(path, (1, 1))
+    os.utime(link, (1, 1), follow_symlinks=False)
+    assert sorted(sweep(tmp_path)) == sorted(path.name for path in (*old, pipe))
+    assert kept.exists() and victim.exists() and link.is_symlink() and others[0].exists()

@@ -18,7 +18,7 @@ from typing import Any
 
 from latencyprism.agent.assemble import assemble, bootstrap, pack
 from latencyprism.attach.inject import Injector, InjectReport
-from latencyprism.attach.shared_folder import owner_of, shared_folder
+from latencyprism.attach.shared_folder import owner_of, shared_folder, sweep
 from latencyprism.errors import TargetRefused
 from latencyprism.records import ring
 from latencyprism.records.step import NULL
@@ -70,6 +70,7 @@ class ProbeSession:
         self.last_message = ""
         """What the probe had said by the time it was detached."""
         folder, inside = shared_folder(pid)
+        sweep(folder)
         name = f"lprism-{self.nonce:016x}"
         try:
             self._prepare(folder / name, f"{inside}/{name}", slots)

@@ -22,7 +22,7 @@ from ..errors import TargetRefused
 from ..tomlfile import parse_toml
 from .interpreter import PythonInfo
 from .memory import read_memory, write_memory
-from .shared_folder import owner_of, shared_folder
+from .shared_folder import owner_of, shared_folder, sweep
 
 _WORD = 8
 _MOST_INTERPRETERS = 1024
@@ -197,6 +197,7 @@ class RemoteExec:
     def _put_script(self, text: bytes) -> bytes:
         folder, inside = shared_folder(self.pid)
         _reclaim(folder)
+        sweep(folder)
         name = f"{_FOLDER_MARK}{os.getpid():x}-{secrets.token_hex(8)}.py"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
+import stat
+import time
 from pathlib import Path
 
 from ..errors import TargetRefused
 from .access import denied
+
+_OURS = re.compile(r"lprism-(?:[a-z]+-)?[0-9a-f-]{8,40}\.(?:py|ring|wake|ack|txt|out)")
+_STALE_S = 600.0
 
 
 def shared_folder(pid: int) -> tuple[Path, str]:
@@ -27,6 +33,28 @@ def shared_folder(pid: int) -> tuple[Path, str]:
         "its /dev/shm and /tmp cannot be written",
         "run as its user or as root",
     )
+
+
+def sweep(folder: Path) -> list[str]:
+    """Take away what a killed watcher left in a shared folder; the names of it.
+
+    A watcher needs its files there for seconds. Names that are links, or files of other users where that is not
+    permitted, stay.
+    """
+    gone = []
+    oldest = time.time() - _STALE_S
+    for path in folder.glob("lprism-*"):
+        if _OURS.fullmatch(path.name) is None:
+            continue
+        try:
+            seen = path.lstat()
+            ordinary = stat.S_ISREG(seen.st_mode) or stat.S_ISFIFO(seen.st_mode)
+            if seen.st_mtime < oldest and ordinary:
+                path.unlink()
+                gone.append(path.name)
+        except OSError:
+            continue
+    return gone
 
 
 def owner_of(pid: int) -> tuple[int, int]:
