@@ -16,6 +16,7 @@ from latencyprism.records import Alert, Step, Window
 from latencyprism.sentinel.below_watch import BelowWatch
 from latencyprism.sentinel.targets import Attachment
 from latencyprism.sentinel.where import PhaseShares, phase_names
+from latencyprism.xpu.sampler import DeviceSampler
 
 SILENCE_MIN_S = 2.0
 SILENCE_FACTOR = 20.0
@@ -44,6 +45,7 @@ class ReplicaWatch:
         self.counts = Counts()
         self.roles = {pid: role for pid, role in self.replica.roles().items() if role != "API server"}
         self.host = HostSampler(self.roles)
+        self.devices = DeviceSampler(self.roles)
         self.expected: deque[tuple[int, float]] = deque(maxlen=20_000)
         self.last_step: Step | None = None
         self.onset_ns = 0
@@ -79,6 +81,8 @@ class ReplicaWatch:
 
     def sample_host(self, now_ns: int) -> None:
         for counter in self.host.sample(now_ns):
+            self.recorder.add_counter(counter)
+        for counter in self.devices.drain():
             self.recorder.add_counter(counter)
         if self.below is not None:
             self.below.tick(now_ns)
@@ -182,6 +186,7 @@ class ReplicaWatch:
             self.below.close()
         self.host.close()
         self.attachment.close()
+        self.devices.close()
 
 
 def utc(monotonic_ns: int) -> str:

@@ -67,6 +67,11 @@ class Watch:
             self._warn(error)
         self.devices: list[Device] = list(self._ask("devices", lambda vendor: vendor.devices()) or ())
 
+    @property
+    def hung(self) -> bool:
+        """A call did not come back: it is not asked any more."""
+        return self._bounded.hung
+
     def _warn(self, error: Exception) -> None:
         self.warning = self.warning or str(error)
 
