@@ -38,8 +38,7 @@ def shared_folder(pid: int) -> tuple[Path, str]:
 def sweep(folder: Path) -> list[str]:
     """Take away what a killed watcher left in a shared folder; the names of it.
 
-    A watcher needs its files there for seconds. Names that are links, or files of other users where that is not
-    permitted, stay.
+    A watcher needs its files there for seconds. Links stay, and files that this user may not remove.
     """
     gone = []
     oldest = time.time() - _STALE_S

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from latencyprism.attach.inject import InjectReport
+from latencyprism.attach.footprint import Footprint, take
+from latencyprism.attach.inject import Injector, InjectReport
 from latencyprism.bench.attaching import timing
 from latencyprism.engines.discovery import Replica, discover
+from latencyprism.engines.packs import load_pack
 from latencyprism.errors import PrismError, TargetRefused
 from latencyprism.lab import serve
 from latencyprism.lab.load import Load
@@ -49,11 +51,15 @@ def run(engine: str, cycles: int, say: Callable[[str], None]) -> dict[str, Any]:
             time.sleep(_SETTLE_S)
             for _ in range(_WARM_UP_CYCLES):
                 _cycle(replica, _Cycles())
+            first = _look(replica)
+            time.sleep(_SETTLE_S)
+            before = _look(replica)
             done = _Cycles()
             for number in range(cycles):
                 _turn(replica, done)
                 if number % 50 == 49:
                     say(f"{number + 1} cycles")
+            after = _look(replica)
         alive = server.alive()
         result = load.result()
     if not done.reports:
@@ -68,9 +74,40 @@ def run(engine: str, cycles: int, say: Callable[[str], None]) -> dict[str, Any]:
         "silent": done.silent,
         "requests": len(result.requests),
         "failed_requests": len(result.failures),
+        **_left(first, before, after),
         **_gaps(result, done),
         **timing(done.reports),
     }
+
+
+def _look(replica: Replica) -> dict[int, Footprint]:
+    """What is seen of each process that is attached to, by pid."""
+    hooks = load_pack(replica.engine).choose(replica.version)[0].hooks.values()
+    owners = sorted({(module, name) for module, names, _ in hooks for name in names.split("|")})
+    found = {}
+    for member in replica.members:
+        if member.role != "api":
+            found[member.pid] = take(Injector(member.pid), owners)
+    return found
+
+
+def _left(
+    first: dict[int, Footprint], before: dict[int, Footprint], after: dict[int, Footprint]
+) -> dict[str, Any]:
+    """What is other after the cycles than before; what had changed without any, seconds before, is the
+    engine's own and told apart."""
+    left: list[str] = []
+    own: list[str] = []
+    for pid, seen in after.items():
+        by_itself = {name.rpartition(":")[0] for name in before[pid].left_since(first[pid])}
+        for difference in seen.left_since(before[pid]):
+            (own if difference.rpartition(":")[0] in by_itself else left).append(
+                f"process {pid}: {difference}"
+            )
+    compared: Counter[str] = Counter()
+    for seen in after.values():
+        compared.update(seen.counts())
+    return {"leftovers": len(left), "left": left, "changed_by_itself": own, "compared": dict(compared)}
 
 
 def _turn(replica: Replica, done: _Cycles) -> None:
