@@ -28,11 +28,11 @@ SETTLE_S = 0.4
 
 
 class Toggle:
-    """Speaks with ``bench.watched``."""
+    """Speaks with ``bench.watched``, or another module that takes the same orders."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, module: str = "watched") -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "latencyprism.bench.watched", str(pid)],
+            [sys.executable, "-m", f"latencyprism.bench.{module}", str(pid)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -58,14 +58,20 @@ class Toggle:
 
 
 def run(
-    engine: str, pairs: int, window_s: float, clients: int, seed: int, say: Callable[[str], None]
+    engine: str,
+    pairs: int,
+    window_s: float,
+    clients: int,
+    seed: int,
+    say: Callable[[str], None],
+    module: str = "watched",
 ) -> dict[str, Any]:
-    """``pairs`` pairs of windows of ``window_s`` seconds on a fresh server."""
+    """``pairs`` pairs of windows of ``window_s`` seconds on a fresh server; ``module``: what is switched."""
     with serve.start(engine) as server:  # type: ignore[arg-type]
         say(f"{engine} serves, started in {server.start_s:.0f} s")
         seconds = pairs * 2 * (window_s + 2 * SETTLE_S + 1.0) + 20
         steady = Profile("steady", clients=clients, prompt=Length(16), output=Length(512), duration_s=seconds)
-        toggle = Toggle(server.pid)
+        toggle = Toggle(server.pid, module)
         try:
             with Load(server, steady) as running:
                 time.sleep(5.0)
@@ -155,6 +161,9 @@ def _compare(
     report["resolution_p99"] = round(resolution(intervals["itl_p99"]), 4)
     report["failed_requests"] = len(result.failures)
     report.update(_probe_figures(answers))
+    shares = [answer["below"]["estimated_share"] for answer in answers if answer.get("below")]
+    if known := [share for share in shares if share is not None]:
+        report["below_estimated_share"] = round(float(np.median(known)), 6)
     return report
 
 

@@ -1,4 +1,4 @@
-"""``bench bpf`` and ``bench attribution``: the probes below the interpreter, measured on targets of their own."""
+"""``bench bpf``, ``bench attribution``, ``bench below``: the probes below the interpreter, measured."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import json
 import sys
 from typing import Any
 
-from latencyprism.cli.options import add_duration
+from latencyprism.cli.options import add_duration, duration_s
 from latencyprism.errors import BadInput
 
-NAMES = ("bpf", "attribution")
+NAMES = ("bpf", "attribution", "below")
 
 
 def add_arguments(what: Any) -> None:
-    """Adds both to ``bench``'s list."""
+    """Adds them to ``bench``'s list."""
     bpf: argparse.ArgumentParser = what.add_parser(
         "bpf", help="probes: events a second, loss, CPU of the reader, cost of a hit, and of coming and going"
     )
@@ -32,7 +32,18 @@ def add_arguments(what: Any) -> None:
     attribution.add_argument("--rounds", type=int, default=20, help="of each disturbance (default 20)")
     attribution.add_argument("--seed", type=int, default=0, help="of their order (default 0)")
     attribution.set_defaults(bench=_attribution)
-    for parser in (bpf, attribution):
+    below: argparse.ArgumentParser = what.add_parser(
+        "below", help="paired windows with and without the always-on kernel probes alone, on an engine"
+    )
+    below.add_argument("--engine", choices=("vllm", "transformers", "llama.cpp"), default="vllm")
+    below.add_argument("--pairs", type=int, default=30, help="pairs of windows (default 30)")
+    below.add_argument(
+        "--window", type=duration_s, default=3.0, metavar="TIME", help="length of a window (default 3s)"
+    )
+    below.add_argument("--clients", type=int, default=8, help="clients of the load (default 8)")
+    below.add_argument("--seed", type=int, default=0, help="of the order (default 0)")
+    below.set_defaults(bench=_below)
+    for parser in (bpf, attribution, below):
         parser.add_argument("--json", action="store_true", help="one JSON object")
 
 
@@ -54,6 +65,18 @@ def _attribution(args: argparse.Namespace) -> int:
     if not 1 <= args.rounds <= 500:
         raise BadInput("--rounds must be from 1 to 500")
     return _print(attribution.run(args.rounds, args.seed, _say), args.json)
+
+
+def _below(args: argparse.Namespace) -> int:
+    from latencyprism.bench import overhead
+
+    if not 1 <= args.pairs <= 500:
+        raise BadInput("--pairs must be from 1 to 500")
+    result = overhead.run(
+        args.engine, args.pairs, args.window, args.clients, args.seed, _say, "below_watched"
+    )
+    told = {name: value for name, value in result.items() if value is not None and "probe_" not in name}
+    return _print(told, args.json)
 
 
 def _say(text: str) -> None:
