@@ -8,6 +8,9 @@ import sys
 
 import pytest
 
+from latencyprism.bench import attach_engine
+from latencyprism.lab.serve import Server
+
 pytestmark = pytest.mark.attach_safety
 
 
@@ -57,3 +60,12 @@ def test_killed_tracer() -> None:
 def test_bad_arguments(arguments: tuple[str, ...]) -> None:
     done = run(*arguments)
     assert done.returncode == 2 and "Traceback" not in done.stderr and done.stderr.strip()
+
+
+def test_cycles_on_an_engine_under_load(transformers_server: Server) -> None:
+    figures = attach_engine.measure(transformers_server, 6, lambda text: None)
+    assert (figures["failed_requests"], figures["crashes"], figures["silent"]) == (0, 0, 0)
+    assert figures["attached"] == 6 and figures["refused"] == {}
+    assert figures["requests"] > 0 and min(figures["gaps"]) > 0
+    assert figures["leftovers"] == 0, figures["left"]
+    assert transformers_server.complete() > 0

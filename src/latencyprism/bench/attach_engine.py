@@ -46,22 +46,28 @@ def run(engine: str, cycles: int, say: Callable[[str], None]) -> dict[str, Any]:
         raise PrismError("nothing is attached to llama.cpp", "its steps are read through kernel probes")
     with serve.start(engine) as server:  # type: ignore[arg-type]
         say(f"{engine} serves, started in {server.start_s:.0f} s")
-        (replica,) = discover(server.pid)
-        with Load(server, profile("decode").but(clients=_CLIENTS)) as load:
-            time.sleep(_SETTLE_S)
-            for _ in range(_WARM_UP_CYCLES):
-                _cycle(replica, _Cycles())
-            first = _look(replica)
-            time.sleep(_SETTLE_S)
-            before = _look(replica)
-            done = _Cycles()
-            for number in range(cycles):
-                _turn(replica, done)
-                if number % 50 == 49:
-                    say(f"{number + 1} cycles")
-            after = _look(replica)
-        alive = server.alive()
-        result = load.result()
+        return measure(server, cycles, say)
+
+
+def measure(server: serve.Server, cycles: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """``run`` on an engine that serves already."""
+    engine = server.engine
+    (replica,) = discover(server.pid)
+    with Load(server, profile("decode").but(clients=_CLIENTS)) as load:
+        time.sleep(_SETTLE_S)
+        for _ in range(_WARM_UP_CYCLES):
+            _cycle(replica, _Cycles())
+        first = _look(replica)
+        time.sleep(_SETTLE_S)
+        before = _look(replica)
+        done = _Cycles()
+        for number in range(cycles):
+            _turn(replica, done)
+            if number % 50 == 49:
+                say(f"{number + 1} cycles")
+        after = _look(replica)
+    alive = server.alive()
+    result = load.result()
     if not done.reports:
         raise TargetRefused(f"{engine} was never attached to", next(iter(done.refused), ""))
     return {

@@ -11,6 +11,7 @@ import mmap
 import os
 import random
 import signal
+import struct
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -77,6 +78,15 @@ class _Tale:
     def stage(self, value: int) -> None:
         self._shared[0] = value
 
+    @property
+    def length_s(self) -> float:
+        seconds: float = struct.unpack_from("<d", self._shared, 8)[0]
+        return seconds
+
+    @length_s.setter
+    def length_s(self, value: float) -> None:
+        struct.pack_into("<d", self._shared, 8, value)
+
     def listen(self, die_at_entry: int) -> None:
         """Make the tracing of this process tell its stages, and die right after it has set the registers for
         the entry of that number (0: never). For a forked copy only: it is not undone."""
@@ -130,7 +140,7 @@ def run(python: str, kills: int, seed: int, *, idle: bool, say: Callable[[str], 
     with StandIn(python) as target:
         target.rest(idle)
         time.sleep(0.2)
-        usual_s = _usual_length_s(Injector(target.pid), idle)
+        usual_s = _usual_length_s(target.pid, tale, idle)
         for number in range(kills):
             # In a wait the thread is entered twice: for the look at its GIL state, and for the text.
             between = (1 + number // 4 % 2 if idle else 1) if number % 4 == 3 else 0
@@ -154,30 +164,49 @@ def run(python: str, kills: int, seed: int, *, idle: bool, say: Callable[[str], 
     }
 
 
-def _usual_length_s(injector: Injector, idle: bool) -> float:
+def _usual_length_s(pid: int, tale: _Tale, idle: bool) -> float:
+    """Of an attempt by a forked copy, whose first touch of every page makes it slower."""
     lengths = []
     for _ in range(_MEASURED):
-        began = time.perf_counter()
-        _attempt(injector, idle)
-        lengths.append(time.perf_counter() - began)
+        injector = Injector(pid)
+        child = os.fork()
+        if child == 0:
+            try:
+                tale.listen(0)
+                tale.length_s = _attempt(injector, idle)
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        lengths.append(tale.length_s)
     return sorted(lengths)[_MEASURED // 2]
 
 
-def _attempt(injector: Injector, idle: bool) -> None:
-    """One stop, on the route that fits; whether it got in does not matter here."""
+def _attempt(injector: Injector, idle: bool, arm: Callable[[], None] = lambda: None) -> float:
+    """One stop (or request) on the route that fits, ``arm`` called right before it; how long it took, in
+    seconds.
+
+    Whether it got in does not matter here."""
+    slot = None if idle or injector._remote is not None else injector._slots[0]
+    began = time.perf_counter()
     with suppress(TargetRefused):
+        if slot is not None:
+            slot.put(_TEXT.encode())
+        arm()
+        began = time.perf_counter()
         if idle:
             injector._tracer.attempt("gil", _TEXT.encode())
         elif injector._remote is not None:
             injector._remote.request(_TEXT.encode())
-            time.sleep(0.002)
-            injector._remote.withdraw()
-        else:
-            slot = injector._slots[0]
-            slot.put(_TEXT.encode())
+        elif slot is not None:
             injector._tracer.attempt("pending", slot.address)
-            time.sleep(0.002)
+    length = time.perf_counter() - began
+    time.sleep(0.002)
+    with suppress(TargetRefused):
+        if slot is not None:
             slot.clear()
+        elif injector._remote is not None:
+            injector._remote.withdraw()
+    return length
 
 
 def _attempt_and_die(pid: int, tale: _Tale, delay_s: float, between: int, idle: bool) -> None:
@@ -188,9 +217,7 @@ def _attempt_and_die(pid: int, tale: _Tale, delay_s: float, between: int, idle: 
         return
     try:
         tale.listen(between)
-        if not between:
-            _die_in(delay_s)
-        _attempt(injector, idle)
+        _attempt(injector, idle, (lambda: None) if between else (lambda: _die_in(delay_s)))
         if between:
             # It was turned away before it came so far (the thread was at a point that is left alone).
             until = time.monotonic() + _ATTEMPT_S
