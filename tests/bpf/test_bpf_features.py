@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
+
 import pytest
 
 from latencyprism.bpf import kernel
@@ -40,3 +45,30 @@ def test_an_old_kernel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_probe_has_a_price() -> None:
     cost_ns, hits = measure_probe()
     assert hits > 0 and 50 < cost_ns < 200_000
+
+
+_TELL = """
+import json
+from dataclasses import asdict
+from latencyprism.bpf.features import conditions
+print(json.dumps([asdict(condition) for condition in conditions()]))
+"""
+
+
+def told_with(capabilities: str) -> dict[str, dict[str, object]]:
+    """The conditions as a root process with these capabilities alone sees them."""
+    command = ["setpriv", "--bounding-set", f"-all{capabilities}", "--inh-caps", "-all", sys.executable]
+    done = subprocess.run([*command, "-c", _TELL], capture_output=True, text=True, timeout=60, check=True)
+    return {condition["name"]: condition for condition in json.loads(done.stdout)}
+
+
+@pytest.mark.bpf
+@pytest.mark.root
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="setpriv is not installed")
+def test_three_capabilities_are_enough_and_none_are_not() -> None:
+    enough = told_with(",+bpf,+perfmon,+sys_ptrace")
+    for name in ("timed calls", "price of a probed call", "scheduler tracing, structure offsets right"):
+        assert enough[name]["ok"], enough[name]
+    none = told_with("")
+    failed = [condition for condition in none.values() if not condition["ok"]]
+    assert len(failed) >= 4 and all("CAP_BPF" in str(condition["remedy"]) for condition in failed)
