@@ -141,6 +141,10 @@ def test_request_and_withdrawal_touch_what_they_must(monkeypatch: pytest.MonkeyP
     with pytest.raises(TargetRefused, match="another tool"):
         _remote(image).request(b"pass\n")
     remote.withdraw()
+    # The request of a writer that was killed is taken over.
+    image.put(image.thread + 296, b"\1\0\0\0" + b"/dev/shm/lprism-run-3fffff-0011.py\0")
+    remote.request(b"pass\n")
+    remote.withdraw()
     remote.withdraw()
     image.put(image.thread + 24, bytes(2))
     assert list(tmp_path.iterdir()) == [] and image.buffer.raw == untouched

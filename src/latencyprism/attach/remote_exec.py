@@ -28,6 +28,7 @@ _WORD = 8
 _MOST_INTERPRETERS = 1024
 _SIZE_LIMIT = 1 << 26
 _FOLDER_MARK = "lprism-run-"
+_SCRIPT = re.compile(_FOLDER_MARK + r"([0-9a-f]{1,7})-[0-9a-f]+\.py")
 # A thread that has just taken the path needs this long at most to have opened the file.
 _OPENING_S = 0.02
 
@@ -177,7 +178,7 @@ class RemoteExec:
         Raises TargetRefused when another tool's request is waiting, or no file can be put in its reach.
         """
         places, thread = self._places, self._find_thread()
-        if any(read_memory(self.pid, thread + places.pending_call, 4)):
+        if any(read_memory(self.pid, thread + places.pending_call, 4)) and not self._take_over(thread):
             raise TargetRefused(
                 f"process {self.pid} cannot be attached to",
                 "another tool asks it to run a script at this moment",
@@ -187,6 +188,15 @@ class RemoteExec:
         write_memory(self.pid, thread + places.path, path.ljust(_table()["path_bytes"], b"\0"))
         write_memory(self.pid, thread + places.pending_call, (1).to_bytes(4, "little"))
         self.wake(thread)
+
+    def _take_over(self, thread: int) -> bool:
+        """Take away the request of a writer of ours that was killed; True when it was one."""
+        raw = read_memory(self.pid, thread + self._places.path, _table()["path_bytes"])
+        name = os.path.basename(raw.split(b"\0", 1)[0].decode("utf-8", "replace"))
+        if not _left_behind(name):
+            return False
+        write_memory(self.pid, thread + self._places.pending_call, bytes(4))
+        return True
 
     def wake(self, thread: int | None = None) -> None:
         """Make the main thread look; one byte, so that no other part of the word is written."""
@@ -241,11 +251,16 @@ class RemoteExec:
             script.unlink(missing_ok=True)
 
 
+def _left_behind(name: str) -> bool:
+    """True for the name of a script whose writer is gone."""
+    writer = _SCRIPT.fullmatch(name)
+    return writer is not None and not os.path.exists(f"/proc/{int(writer[1], 16)}")
+
+
 def _reclaim(folder: Path) -> None:
     """Take away scripts of writers that are gone."""
     for path in folder.glob(f"{_FOLDER_MARK}*.py"):
-        writer = path.name.removeprefix(_FOLDER_MARK).partition("-")[0]
-        if re.fullmatch("[0-9a-f]{1,7}", writer) and not os.path.exists(f"/proc/{int(writer, 16)}"):
+        if _left_behind(path.name):
             path.unlink(missing_ok=True)
 
 
