@@ -337,3 +337,22 @@ def test_interpreter_started_through_the_loader(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.communicate()
+
+
+def test_static_interpreter(start) -> None:
+    """The distribution's own: the interpreter is part of the executable, and few libraries are mapped."""
+    system = next(
+        (path for path in ("/usr/bin/python3", "/usr/bin/python3.11") if os.path.exists(path)), None
+    )
+    if system is None:
+        pytest.skip("no Python of the distribution's own")
+    busy, idle = start(LOOP, system), start(IDLE, system)
+    info = python_of(busy.pid)
+    if not info.static:
+        pytest.skip("the distribution's Python is not static")
+    assert "libpython" not in info.module
+    for _ in range(10):
+        assert Injector(busy.pid).run(*busy.note()).route in ("pending", "remote")
+    idle.wait_in_syscall()
+    assert Injector(idle.pid).run(*idle.note()).route == "gil"
+    assert busy.process.poll() is None and idle.process.poll() is None

@@ -115,7 +115,12 @@ def _machine(pid: int) -> Condition:
         with Elf(f"/proc/{pid}/exe") as elf:
             machine = elf.machine
     except BadInput as error:
-        return Condition("machine", False, f"executable: {error.why}", "see the condition `access`")
+        return Condition(
+            "machine",
+            False,
+            f"executable: {error.why}",
+            "only 64-bit x86_64 programs are attached to; see `access` if it cannot be read",
+        )
     own = platform.machine()
     ok = machine == EM_X86_64 and own == "x86_64"
     detail = f"{machine_name(machine)} on {own}"
