@@ -30,7 +30,7 @@ RING_SLOTS = 2048  # 768 kB for each thread that writes: 20 s of 100 steps/s
 RINGS = 8
 NOTICES_LIMIT = 100
 BUDGET_PPM = 3_000
-"""What a probe may cost, of the step time: 0.3 %. Below 20 us a step it is never too much."""
+"""What a probe may cost, of the step time: 0.3 %. Below 40 us a step it is never too much."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What the probe costs, against what it may: the dearest optional readings go first, all of it last.
 
 Every hook measures the time of its reader's functions, and a fixed price per call is added for what lies
-outside of these (``PRICE_NS``). Judged over windows of steps, two in a row, so that neither a cold start nor
-one pause counts.
+outside of these (``PRICE_WRAPPER_NS``, ``PRICE_MONITOR_NS``). Judged over windows of steps, two in a row, so
+that neither a cold start nor one pause counts.
 """
 
 # [cut
@@ -19,9 +19,9 @@ from latencyprism.records.ring import (
 # cut]
 
 WINDOW_STEPS = 128
-FLOOR_NS = 20_000
+FLOOR_NS = 40_000
 """Never too dear below this much a step, however short the steps: tiny models would otherwise not be
-watched."""
+watched. Twice what the probe is meant to take, since a processor shared with others doubles it."""
 HARD_LIMIT_PPM = 50_000
 """Above this share of the step time, with every optional reading gone, the probe removes itself."""
 PRICE_WRAPPER_NS, PRICE_MONITOR_NS = 250, 450
@@ -137,7 +137,7 @@ class Budget:
             # Rare stalls are somebody else's doing, mostly: they count as the longest that a call may take.
             cost += stalled_ns if stalls * STALLS_PART > calls else stalls * hook.limit_ns
             if calls:
-                hook.limit_ns = max(STALLS_FLOOR_NS, STALLS_TIMES * cost // calls)
+                hook.limit_ns = min(max(STALLS_FLOOR_NS, STALLS_TIMES * cost // calls), SLOW_NS)
             if hook.asked:
                 continue
             cost += calls * (PRICE_WRAPPER_NS if hook.code is None else PRICE_MONITOR_NS)

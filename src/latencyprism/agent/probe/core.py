@@ -9,7 +9,7 @@ the ring's constants into one text; lines between the cut marks are for linters 
 from latencyprism.agent.probe.budget import Budget
 from latencyprism.agent.probe.lane import Lane
 from latencyprism.agent.probe.monitor import Monitor
-from latencyprism.agent.probe.observe import captured_in, hook_method
+from latencyprism.agent.probe.observe import captured_in, hook_method, name_of
 from latencyprism.agent.probe.places import find_class, keeping_write, size, why_absent  # noqa: F401
 from latencyprism.agent.probe.prelude import (
     KEY,
@@ -205,7 +205,7 @@ class Probe:
                     line = trace.tb_lineno
                 trace = trace.tb_next
             # Never the exception's text: it may quote what a user sent.
-            self.last_error = "%s at probe line %d" % (type.__dict__["__name__"].__get__(kind), line)
+            self.last_error = "%s at probe line %d" % (name_of(kind), line)
             self.write_message()
         except Exception:
             self.alive = False  # the ring itself is gone: nothing can be told any more
@@ -252,7 +252,7 @@ class Probe:
         try:
             hook = hook_method(self, owner, name, enter, leave)
         except NotHookable as error:
-            reason = "%s.%s: %s" % (getattr(owner, "__name__", "?"), name, error)
+            reason = "%s.%s: %s" % (name_of(owner) if isinstance(owner, type) else "?", name, error)
             if reason not in self.refused:
                 self.refused.append(reason)
             return None

@@ -44,6 +44,8 @@ class Lane:
             raise TypeError
         packer = PACKERS.get(len(values))
         if packer is None:
+            if len(values) > MAX_PAYLOAD_WORDS:
+                raise TypeError
             packer = PACKERS[len(values)] = Struct("@q%dq" % len(values))
         words[at] = 2 * index + 1
         packer.pack_into(self.map, at * 8 + 8, kind, *values)

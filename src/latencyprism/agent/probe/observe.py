@@ -27,6 +27,8 @@ VARIABLE_ARGS, VARIABLE_KEYWORDS = 0x04, 0x08
 GENERATOR, COROUTINE, DECORATED_COROUTINE, ASYNC_GENERATOR = 0x20, 0x80, 0x100, 0x200
 FunctionType = type(lambda: None)
 MethodType = type((lambda: None).__get__(0))
+# Of a class without asking its metaclass.
+mro_of, dict_of, name_of = [type.__dict__[name].__get__ for name in ("__mro__", "__dict__", "__name__")]
 DECORATIONS_LIMIT = 16
 MANY_LOCALS = 8
 
@@ -70,8 +72,8 @@ def attribute_of(owner, name):
     """(class that defines it, what its dict holds). Never asks a metaclass or a descriptor."""
     if not isinstance(owner, type):
         raise NotHookable("not a class")
-    for place in type.__dict__["__mro__"].__get__(owner):
-        held = type.__dict__["__dict__"].__get__(place).get(name)
+    for place in mro_of(owner):
+        held = dict_of(place).get(name)
         if held is not None:
             return place, held
     raise NotHookable("no such method")
@@ -105,10 +107,10 @@ def compile_marker(owner, *functions):
     for function in functions:
         if entries is not None and type(function) is FunctionType and entries(function.__code__):
             return "compiled by torch.compile"
-    for base in type.__dict__["__mro__"].__get__(owner):
-        if base.__name__.startswith("TorchCompileW"):
+    for base in mro_of(owner):
+        if name_of(base).startswith("TorchCompileW"):
             return "in a class compiled by torch.compile"
-        if base.__name__ == "Module" and base.__module__ == "torch.nn.modules.module":
+        if name_of(base) == "Module" and dict_of(base).get("__module__") == "torch.nn.modules.module":
             if "torch._dynamo" in sys.modules:
                 return "a torch module, which torch.compile may run through"
     return None
@@ -135,7 +137,7 @@ def hook_method(probe, owner, name, enter, leave):
         raise NotHookable("a generator")
     if flags & COROUTINE and not function.__code__.co_flags & COROUTINE:
         raise NotHookable("a coroutine under a decorator that is none")
-    hook = Hook(owner.__name__ + "." + name, enter, leave)
+    hook = Hook(name_of(owner) + "." + name, enter, leave)
     hook.original = function
     if kind is None and (place is not owner or (inner is not None and "<locals>" in inner.__qualname__)):
         hook.only = owner
@@ -335,7 +337,7 @@ def put_wrapper(probe, hook, where, inner):
         raise NotHookable("its class cannot be changed") from None
 
     def undo():
-        if vars(place).get(name) is not new:
+        if dict_of(place).get(name) is not new:
             return False
         type.__setattr__(place, name, held)
         return True
