@@ -8,13 +8,20 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from latencyprism.attach.process import read_process
+from latencyprism.engines.discovery import Member, Replica
 from latencyprism.errors import PrismError
-from latencyprism.records import Step
+from latencyprism.recorder.capture import read_capture
+from latencyprism.records import Step, Window
 from latencyprism.sentinel import below_watch
 from latencyprism.sentinel.below_watch import BelowWatch, host_tid, socket_inodes, thread_name
+from latencyprism.sentinel.incident_capture import IncidentCapture
+from latencyprism.sentinel.replica_watch import ReplicaWatch
+from latencyprism.sentinel.targets import Attachment
 
 _SLEEPER = """
 import threading, time
@@ -154,3 +161,64 @@ def test_threads_sockets_and_names_of_a_process() -> None:
     with socket.socket() as opened:
         assert os.fstat(opened.fileno()).st_ino in socket_inodes([os.getpid()])
     assert socket_inodes([1 << 22]) == frozenset()
+
+
+class Stepping:
+    """A source that hands out steps it made itself."""
+
+    engine, lost = "vllm", 0
+
+    def __init__(self, pid: int, thread: int) -> None:
+        self.pids, self.step_threads = (pid,), ((pid, thread),)
+        self.made: list[Step] = []
+
+    def fileno(self) -> None:
+        return None
+
+    def poll(self) -> Window:
+        steps, self.made = self.made, []
+        return Window(steps)
+
+    def settle(self) -> bool:
+        return True
+
+    def renew(self) -> None: ...
+
+    def arm_deep(self, seconds: float) -> None: ...
+
+    def detached(self) -> None:
+        return None
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.bpf
+@pytest.mark.root
+def test_a_capture_holds_the_waits_and_says_what_they_cost(sleeper: tuple[int, int], tmp_path: Path) -> None:
+    pid, thread = sleeper
+    source = Stepping(pid, thread)
+    replica = Replica("vllm", 0, (Member(read_process(pid), "engine"),), "0.0")
+    watch = ReplicaWatch(Attachment(replica, source, [], None))
+    try:
+        assert watch.below is not None
+        for _ in range(5):
+            source.made = steps_of(0.04, 1)
+            watch.poll()
+        capture = IncidentCapture(watch, None, tmp_path / "capture.pftrace", after_s=0.2)
+        assert "syscalls" in watch.below.probe.attached
+        source.made = steps_of(0.1, 1)
+        watch.poll()
+        watch.sample_host(time.monotonic_ns())
+        capture.step(time.monotonic_ns())
+        capture.abandon()
+        assert capture.result is not None and not capture.result.get("error"), capture.result
+        assert "syscalls" not in watch.below.probe.attached
+    finally:
+        watch.close()
+    found = read_capture(tmp_path / "capture.pftrace")
+    assert found.meta["below"]["lost"] == 0 and "scheduler" in found.meta["below"]["attached"]
+    mine = [span for span in found.spans if span.track[0].endswith(f" {thread}")]
+    sleeps = [span for span in mine if span.name == "off-CPU (sleep)"]
+    # From before the capture was begun, because steps wait for this thread.
+    assert len(sleeps) >= 5 and sleeps[0].start_ns < capture.begun_ns - 50_000_000
+    assert found.steps[-1].offcpu_ns is not None and found.steps[-1].offcpu_ns > 50_000_000
