@@ -5,6 +5,7 @@ what the probe costs a step by its own clock. requests: request records against 
 alert: delay from an anomalous step to the alert. quiet: false alarms in a long normal run with surges.
 detect: graded faults on a recorded step log. attach: attach and detach again and again, on every interpreter.
 bpf: the kernel probes themselves. attribution: are waits found in the right step, under the right reason?
+breakdown: do the parts of a step add up, and what stays unexplained? clocks: do stated error bounds hold?
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
-from latencyprism.cli import bench_anchor, bench_attach, bench_below, bench_detect
+from latencyprism.cli import bench_anchor, bench_attach, bench_below, bench_detect, bench_timeline
 from latencyprism.cli.options import add_duration, duration_s
 from latencyprism.errors import BadInput
 
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bench_detect.add_arguments(detect)
     detect.set_defaults(bench=bench_detect.run)
     bench_below.add_arguments(what)
+    bench_timeline.add_arguments(what)
 
 
 def _engine_bench(
