@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,18 @@ WARM_S = 4.0
 PAUSE_S = 0.5
 _LINE = struct.Struct("<qq")
 
-Span = dict[bool, tuple[int, int]]
-"""One pair: with and without a search, from and to."""
+
+@dataclass(frozen=True)
+class Window:
+    """From and to (CLOCK_MONOTONIC, ns), and the processor time that the engine took meanwhile (ns)."""
+
+    begun: int
+    ended: int
+    cpu: int
+
+
+Pair = dict[bool, Window]
+"""With and without a search."""
 Pace = Callable[[int, int], float]
 """Work done between two times (CLOCK_MONOTONIC, ns), in whatever unit: only ratios are taken."""
 
@@ -92,62 +103,85 @@ def run(engine: str, pairs: int, seed: int, say: Callable[[str], None]) -> dict[
         time.sleep(WARM_S)
         searcher = Searcher(pid)
         try:
-            answers, spans = _windows(searcher, pairs, random.Random(seed), say)
+            answers, windows = _windows(pid, searcher, pairs, random.Random(seed), say)
         finally:
             searcher.close()
-        return _report(engine, answers, [_ratio(pace, span) for span in spans])
+        return _report(engine, answers, windows, pace)
 
 
 def _windows(
-    searcher: Searcher, pairs: int, rng: random.Random, say: Callable[[str], None]
-) -> tuple[list[dict[str, Any]], list[Span]]:
+    pid: int, searcher: Searcher, pairs: int, rng: random.Random, say: Callable[[str], None]
+) -> tuple[list[dict[str, Any]], list[Pair]]:
     # The first search is no part of a pair: it says how long a window has to be.
     first = searcher.search()
     seconds = float(first.get("seconds") or 8.0)
-    answers, spans = [first], []
+    answers: list[dict[str, Any]] = [first]
+    windows: list[Pair] = []
     for pair in range(pairs):
         order = [True, False]
         rng.shuffle(order)
-        span: Span = {}
+        both: Pair = {}
         for on in order:
             time.sleep(PAUSE_S)
-            begun = time.monotonic_ns()
+            begun, cpu = time.monotonic_ns(), _cpu_ns(pid)
             if on:
                 answers.append(searcher.search())
             else:
                 time.sleep(seconds)
-            span[on] = begun, time.monotonic_ns()
-        spans.append(span)
+            both[on] = Window(begun, time.monotonic_ns(), _cpu_ns(pid) - cpu)
+        windows.append(both)
         say(f"pair {pair + 1} of {pairs}: {answers[-1].get('function') or answers[-1].get('error')}")
-    return answers, spans
+    return answers, windows
 
 
-def _ratio(pace: Pace, span: Span) -> float:
-    """Time per unit of work with the search, relative to that without."""
-    per_ns = {on: pace(*times) / (times[1] - times[0]) for on, times in span.items()}
-    if min(per_ns.values()) <= 0:
-        raise PrismError("the engine did nothing in a window", "its load has ended or it hangs")
-    return per_ns[False] / per_ns[True]
+def _cpu_ns(pid: int) -> int:
+    """Processor time of all threads of a process so far."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            total += int((task / "schedstat").read_text().split()[0])
+        except OSError:
+            continue  # it ended between listing and reading
+    return total
 
 
-def _report(engine: str, answers: list[dict[str, Any]], ratios: list[float]) -> dict[str, Any]:
+def _slowdown(windows: list[Pair], pace: Pace) -> dict[str, Any]:
+    """Time per unit of work, and processor time of the engine per unit, with a search relative to without,
+    less 1."""
+    times, cpus = [], []
+    for both in windows:
+        work = {on: pace(window.begun, window.ended) for on, window in both.items()}
+        if min(work.values()) <= 0:
+            raise PrismError("the engine did nothing in a window", "its load has ended or it hangs")
+        per = {on: (window.ended - window.begun) / work[on] for on, window in both.items()}
+        cpu = {on: window.cpu / work[on] for on, window in both.items()}
+        times.append(per[True] / per[False])
+        cpus.append(cpu[True] / cpu[False])
+    found: dict[str, Any] = {}
+    for name, ratios in (("slowdown", times), ("cpu_slowdown", cpus)):
+        middle, low, high = ratio_interval(ratios)
+        found[name] = round(middle - 1.0, 4)
+        found[f"{name}_ci"] = [round(low - 1.0, 4), round(high - 1.0, 4)]
+    return found
+
+
+def _report(engine: str, answers: list[dict[str, Any]], windows: list[Pair], pace: Pace) -> dict[str, Any]:
     found = [answer for answer in answers if "function" in answer]
     names = [answer["function"] for answer in found]
     right = [name for name in names if name in RIGHT[engine]]
     most = max(found, key=lambda answer: names.count(answer["function"])) if found else {}
-    middle, low, high = ratio_interval(ratios)
     return {
         "engine": engine,
         "function": most.get("function"),
         "witness": most.get("witness"),
-        "right": bool(answers) and len(right) == len(answers),
+        "right": len(right) == len(answers),
         "right_of": [len(right), len(answers)],
         "confidence": most.get("confidence"),
         "reasons": most.get("reasons"),
         "seconds": max((answer["seconds"] for answer in found), default=None),
-        "slowdown": round(middle - 1.0, 4),
-        "slowdown_ci": [round(low - 1.0, 4), round(high - 1.0, 4)],
-        "pairs": len(ratios),
+        **_slowdown(windows, pace),
+        "own_cpu_s": max((answer["own_cpu_s"] for answer in found), default=None),
+        "pairs": len(windows),
         "stacks": sum(answer["stacks"] for answer in found),
         "torn": sum(answer["torn"] for answer in found),
         "errors": [answer["error"] for answer in answers if "error" in answer],

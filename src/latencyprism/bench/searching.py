@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from typing import Any
 
 from latencyprism.errors import PrismError
@@ -20,6 +21,7 @@ def main() -> None:
     for _ in sys.stdin:
         answer: dict[str, Any]
         try:
+            before = time.process_time()
             with OnTime():  # as the watch does
                 found = search(pid)
             answer = {
@@ -30,6 +32,7 @@ def main() -> None:
                 "seconds": found.seconds,
                 "stacks": found.stacks,
                 "torn": found.torn,
+                "own_cpu_s": round(time.process_time() - before, 3),
             }
         except PrismError as error:
             answer = {"error": str(error)}
