@@ -73,7 +73,7 @@ class PythonSource:
         self._sessions: dict[int, ProbeSession] = {}
         self._api: ProbeSession | None = None
         self._lost_before = 0
-        self._step_rings: set[int] = set()
+        self._step_rings: dict[int, int] = {}
         pack = load_pack(replica.engine)
         entry, self.warning = pack.choose(replica.version)
         probed = [member for member in replica.members if member.role != "api"]
@@ -118,9 +118,7 @@ class PythonSource:
     @property
     def step_threads(self) -> tuple[tuple[int, int], ...]:
         """(process, thread) of the loops that emitted steps so far; threads by the target's own numbers."""
-        header = self._sessions[self._engine_pid].ring.header
-        threads = (header(ring.H_THREADS + number) for number in sorted(self._step_rings))
-        return tuple((self._engine_pid, thread) for thread in threads if thread)
+        return tuple((self._engine_pid, thread) for thread in self._step_rings.values() if thread)
 
     def fileno(self) -> int | None:
         return self._sessions[self._engine_pid].fileno()
@@ -134,7 +132,8 @@ class PythonSource:
         for record in engine.read():
             if record.kind == ring.KIND_STEP:
                 steps.append(record.words)
-                self._step_rings.add(record.ring)
+                if record.ring not in self._step_rings:
+                    self._step_rings[record.ring] = engine.ring.header(ring.H_THREADS + record.ring)
                 self.requests.step(*record.words[:3])
             elif record.kind == ring.KIND_REQUEST:
                 self.requests.events(record.words)
