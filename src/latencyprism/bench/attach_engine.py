@@ -159,11 +159,19 @@ def _gaps(result: Result, done: _Cycles) -> dict[str, Any]:
         "itl_ms_max_attach": None if most is None else round(most, 2),
         "itl_ms_max_without": None if least is None else round(least, 2),
         "gap_ratio": None if most is None or not least else round(most / least, 2),
+        "largest_ms_attach": _largest(result, done.attached),
+        "largest_ms_without": _largest(result, done.left_alone),
         "itl_ms_p99_attach": _p99(during),
         "itl_ms_p99_without": _p99(without),
         "gaps": [len(during), len(without)],
         "window_ms": round(float(np.median([end - start for start, end in done.attached])) / 1e6, 1),
     }
+
+
+def _largest(result: Result, windows: _Windows) -> list[float]:
+    """The largest gap (ms) of each of the five windows with the largest."""
+    each = [float(gaps.max()) for start, end in windows if len(gaps := result.itl_ms(start, end))]
+    return [round(gap, 1) for gap in sorted(each, reverse=True)[:5]]
 
 
 def _within(result: Result, windows: _Windows) -> np.ndarray[Any, np.dtype[np.float64]]:
