@@ -38,10 +38,10 @@ def source() -> PythonSource:
     made._engine_pid = ENGINE
     made._names = {ENGINE: "EngineCore 100", WORKER: "Worker 200"}
     made._deep_names = {ENGINE: [], WORKER: ["GPUModelRunner._sample"]}
-    made._api, made._lost_before, made._step_rings = None, 0, set()
+    made._api, made._lost_before, made._step_rings = None, 0, {}
     made.requests = RequestJoin("vllm", 3)
     made._sessions = {
-        pid: SimpleNamespace(read=lambda: (), ring=SimpleNamespace(lost=0))  # type: ignore[misc]
+        pid: SimpleNamespace(read=lambda: (), ring=SimpleNamespace(lost=0, header=lambda at: 7))  # type: ignore[misc]
         for pid in (WORKER, ENGINE)
     }
     return made
@@ -97,3 +97,10 @@ def test_hostile_span_name_is_ignored(source: PythonSource) -> None:
 )
 def test_phase(prefill: int | None, decode: int | None, phase: str | None) -> None:
     assert phase_of(prefill, decode) == phase
+
+
+def test_the_thread_that_emits_steps_stays_known_when_the_ring_is_gone(source: PythonSource) -> None:
+    assert source.step_threads == ()
+    feed(source, [step_words(0, 1000, 2000)], [])
+    source._sessions.clear()
+    assert source.step_threads == ((ENGINE, 7),)
