@@ -106,7 +106,7 @@ class TestLive:
             deep = time.monotonic_ns()
             watch.go_deep()
             watch.go_deep()
-            time.sleep(0.1)
+            time.sleep(0.5)
             watch.go_back()
             assert "syscalls" in watch.probe.attached
             watch.go_back()
@@ -202,11 +202,11 @@ def test_a_capture_holds_the_waits_and_says_what_they_cost(sleeper: tuple[int, i
     try:
         assert watch.below is not None
         for _ in range(5):
-            source.made = steps_of(0.04, 1)
+            source.made = steps_of(0.1, 1)
             watch.poll()
-        capture = IncidentCapture(watch, None, tmp_path / "capture.pftrace", after_s=0.2)
+        capture = IncidentCapture(watch, None, tmp_path / "capture.pftrace", after_s=1.0)
         assert "syscalls" in watch.below.probe.attached
-        source.made = steps_of(0.1, 1)
+        source.made = steps_of(0.8, 1)
         watch.poll()
         watch.sample_host(time.monotonic_ns())
         capture.step(time.monotonic_ns())
@@ -217,6 +217,9 @@ def test_a_capture_holds_the_waits_and_says_what_they_cost(sleeper: tuple[int, i
         watch.close()
     found = read_capture(tmp_path / "capture.pftrace")
     assert found.meta["below"]["lost"] == 0 and "scheduler" in found.meta["below"]["attached"]
+    calls = {(c["tid"], c["syscall"]): c for c in found.meta["below"]["syscalls"]}
+    assert calls[thread, "clock_nanosleep"]["calls"] >= 1
+    assert calls[thread, "clock_nanosleep"]["longest_ms"] > 19
     mine = [span for span in found.spans if span.track[0].endswith(f" {thread}")]
     sleeps = [span for span in mine if span.name == "off-CPU (sleep)"]
     # From before the capture was begun, because steps wait for this thread.

@@ -16,13 +16,14 @@ import numpy as np
 from latencyprism.bpf.below import BelowProbe
 from latencyprism.bpf.budget import ALWAYS_SHARE, DEEP_SHARE, BelowBudget
 from latencyprism.bpf.prices import measure_tracepoints
-from latencyprism.bpf.waits import INTERVAL_DTYPE, Intervals
+from latencyprism.bpf.waits import INTERVAL_DTYPE, Intervals, SyscallTotals
 from latencyprism.host.held import read_once
 from latencyprism.records import Span, Step
 from latencyprism.timeline.attribution import API, Attribution, Roles, machine_spans, to_spans
 
 HORIZON_NS = 60_000_000_000
 MOST_KEPT = 400_000
+MOST_CALLS = 40
 LOOK_PERIOD_NS = 2_000_000_000
 RETRY_NS = 60_000_000_000
 LEAST_SPAN_NS = 100_000
@@ -48,6 +49,8 @@ class BelowWatch:
         self._kept: deque[Intervals] = deque()
         self._rows = 0
         self._deep = 0
+        self._calls_before: dict[tuple[int, str], SyscallTotals] = {}
+        self._calls: list[dict[str, Any]] = []
         self._looked_ns = self._retry_ns = 0
         self.probe.start()
         self._roles = Roles.of(self._processes)
@@ -129,12 +132,36 @@ class BelowWatch:
         self._deep += 1
         if self._deep == 1:
             self._take_back()
+            self._calls_before = {(c.tid, c.name): c for c in self.probe.syscalls()}
             self.probe.go_deep()
 
     def go_back(self) -> None:
         self._deep -= 1
         if self._deep == 0:
             self.probe.go_back()
+            self._calls = self._calls_since()
+
+    def _calls_since(self) -> list[dict[str, Any]]:
+        """System calls of the deep look by thread, those that took the most time first."""
+        found = []
+        for call in self.probe.syscalls():
+            before = self._calls_before.get((call.tid, call.name))
+            calls = call.calls - (before.calls if before else 0)
+            spent_ns = call.total_ns - (before.total_ns if before else 0)
+            if calls > 0:
+                found.append((spent_ns, calls, call))
+        found.sort(key=lambda item: -item[0])
+        return [
+            {
+                "tid": call.tid,
+                "thread": thread_name(call.tid),
+                "syscall": call.name,
+                "calls": calls,
+                "total_ms": round(spent_ns / 1e6, 3),
+                "longest_ms": round(call.longest_ns / 1e6, 3),
+            }
+            for spent_ns, calls, call in found[:MOST_CALLS]
+        ]
 
     # -- telling ---------------------------------------------------------------------------------
 
@@ -162,6 +189,7 @@ class BelowWatch:
             "attached": list(self.probe.attached),
             "lost": self.probe.lost,
             "untracked": self.probe.untracked,
+            "syscalls": self._calls,
         }
 
     @property

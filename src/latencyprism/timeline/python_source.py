@@ -132,7 +132,7 @@ class PythonSource:
         for record in engine.read():
             if record.kind == ring.KIND_STEP:
                 steps.append(record.words)
-                if record.ring not in self._step_rings:
+                if not self._step_rings.get(record.ring):
                     self._step_rings[record.ring] = engine.ring.header(ring.H_THREADS + record.ring)
                 self.requests.step(*record.words[:3])
             elif record.kind == ring.KIND_REQUEST:
