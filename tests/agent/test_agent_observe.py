@@ -320,3 +320,31 @@ def test_without_a_free_tool_id_methods_are_wrapped(start, python, monkeypatch) 
     assert session.close()
     assert target.ask("[sys.monitoring.get_tool(n) for n in range(6)]") == ["mine"] * 6
     assert target.ask("Loop.step.__code__.co_filename") == "<string>"
+
+
+def test_code_that_dynamo_holds_compiled_is_refused(start, monkeypatch) -> None:
+    """By dynamo's own list of compiled frames, and any torch module once dynamo is loaded."""
+    script = (
+        SCRIPT
+        + """
+frames = types.ModuleType("torch._C._dynamo.eval_frame")
+frames._debug_get_cache_entry_list = lambda code: [1] if code is Loop.step.__code__ else []
+sys.modules[frames.__name__] = frames
+sys.modules["torch._dynamo"] = types.ModuleType("torch._dynamo")
+Module = type("Module", (), {"__module__": "torch.nn.modules.module"})
+class Attention(Module):
+    def forward(self): return 3
+"""
+    )
+    reader = """
+def reader(probe, config):
+    main = sys.modules["__main__"]
+    for owner, name in (main.Loop, "step"), (main.Attention, "forward"), (main.Loop, "recurse"):
+        probe.observe(owner, name)
+    return []
+"""
+    target = start(script)
+    message = target.attach(monkeypatch, reader).ring.message()
+    assert "Loop.step: compiled by torch.compile" in message
+    assert "Attention.forward: a torch module" in message
+    assert target.ask("Loop.step.__code__.co_filename") == "<string>"
