@@ -96,7 +96,7 @@ class Bench:
 
     def start_engine(self) -> dict[str, Any]:
         """With CUDA graphs; without them where that fails, which is told."""
-        seconds = "440" if not self.quick else "120"
+        seconds = "440" if not self.quick else "200"
         small = ("--slots", "4", "--new-tokens", "24", "--prompt-tokens", "24") if self.quick else ()
         why: str | None = None
         for more in ((), ("--no-graphs",)):
@@ -454,7 +454,7 @@ def main() -> None:
         bench.part("attach", bench.attach)
         if not options.quick:
             bench.part("telemetry", bench.telemetry)
-            bench.part("uprobes", bench.uprobes)
+        bench.part("uprobes", bench.uprobes)
         if not options.quick:
             bench.part("tenant", bench.start_tenant)
             bench.part("contention", bench.contention)
