@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import resource
+import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,6 +33,7 @@ from latencyprism.bpf.waits import (
     syscall_number,
 )
 from latencyprism.errors import BadInput, PrismError
+from latencyprism.timeline.attribution import machine_spans
 
 live = [pytest.mark.bpf, pytest.mark.root]
 
@@ -271,3 +276,81 @@ class TestMissing:
             with BelowProbe([os.getpid()]) as probe:
                 probe.go_deep()
         assert count() == before and probe.totals() == {} and len(probe.read()) == 0
+
+
+class TestMachine:
+    pytestmark = live
+
+    def test_memory_made_free_and_a_process_killed_for_want_of_it(self) -> None:
+        group = memory_group(24 << 20)
+        code = (
+            "import sys; sys.stdin.readline()\n"
+            "kept = []\n"
+            "while True: kept.append(bytearray(b'x' * (1 << 20)))\n"
+        )
+        with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, text=True) as child:
+            try:
+                (group / "cgroup.procs").write_text(str(child.pid))
+                with BelowProbe([child.pid]) as probe:
+                    if not {"oom", "reclaim"} <= set(probe.attached):
+                        pytest.skip("; ".join(probe.missing))
+                    assert child.stdin
+                    child.stdin.write("go\n")
+                    child.stdin.flush()
+                    assert child.wait(60) == -signal.SIGKILL
+                    records = probe.read()
+            finally:
+                child.kill()
+                child.wait()
+                group.rmdir()
+        killed = records[records["kind"] == Kind.OOM]
+        assert child.pid in killed["culprit_tgid"].tolist()
+        # Whether it took long enough for a record depends on what there was to be made free.
+        reclaim = records[records["kind"] == Kind.RECLAIM]
+        assert set(reclaim["tgid"].tolist()) <= {child.pid}
+
+    def test_a_segment_sent_again_on_a_socket_of_ours(self) -> None:
+        """A full queue of connections drops further ones, which are asked for again after a second."""
+        server, clients = socket.socket(), [socket.socket() for _ in range(4)]
+        try:
+            server.bind(("127.0.0.1", 0))
+            server.listen(0)
+            with BelowProbe([os.getpid()]) as probe:
+                if "network" not in probe.attached:
+                    pytest.skip("; ".join(probe.missing))
+                for client in clients:
+                    client.setblocking(False)
+                    with contextlib.suppress(BlockingIOError):
+                        client.connect(server.getsockname())
+                time.sleep(2.2)
+                records = probe.read()
+            again = records[records["kind"] == Kind.RETRANSMIT]
+            port = server.getsockname()[1]
+            mine = again[(again["value"] & 0xFFFF) == port]
+            assert len(mine) >= 1
+            inodes = {os.fstat(client.fileno()).st_ino for client in clients}
+            assert set(mine["culprit_tid"].tolist()) <= inodes
+            moments = machine_spans(records, inodes)
+            assert any(f"to port {port}" in span.name for span in moments)
+            assert not machine_spans(again, ())
+        finally:
+            for opened in (server, *clients):
+                opened.close()
+
+
+def memory_group(limit: int) -> Path:
+    """A control group of ours with so much memory, or a skip."""
+    lines = Path("/proc/self/cgroup").read_text().splitlines()
+    path = next((line.split(":", 2)[2] for line in lines if ":memory:" in line), None)
+    root = Path("/sys/fs/cgroup/memory") if path is not None else Path("/sys/fs/cgroup")
+    unified = next((line[3:] for line in lines if line.startswith("0::")), "/")
+    group = root / (path if path is not None else unified).lstrip("/") / f"latencyprism-{os.getpid()}"
+    limits = "memory.limit_in_bytes" if path is not None else "memory.max"
+    try:
+        group.mkdir()
+        (group / limits).write_text(str(limit))
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            group.rmdir()
+        pytest.skip(f"no control group with a memory limit: {error}")
+    return group
