@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from bpf_targets import Caller
 
 from latencyprism.attach.maps import open_mapped, read_maps
-from latencyprism.bench.bpf import StubTarget, killed
+from latencyprism.bench.bpf import StubTarget, come_and_go, killed, stream
 from latencyprism.bpf import kernel
 from latencyprism.bpf.calls import CALL_DTYPE, CallProbe, Function
 from latencyprism.bpf.loader import LoadedObject
@@ -357,3 +358,14 @@ def test_a_target_that_ends_under_a_probe_is_no_trouble() -> None:
     with pytest.raises(PrismError, match="gone"):
         file = StubFile()
         CallProbe(target.pid, [file.descriptor], [Function("stub", offset=stub.offset)])
+
+
+@pytest.mark.bpf
+@pytest.mark.root
+def test_every_call_comes_out_as_a_record_or_as_lost() -> None:
+    result = stream(0.5, 20_000)
+    assert result["events"] > 5_000 and result["lost"] == 0
+    assert 0 < result["reader_cpu"] < 1
+    come = come_and_go(rounds=1)
+    assert come["pairs"] == 100 and come["attach_s"] > 0 and come["way"] in ("session", "multi", "perf")
+    json.dumps({**result, **come})
