@@ -68,3 +68,18 @@ def test_numbers_of_running_requests_that_are_none(text: str) -> None:
 
 def test_numbers_of_running_requests() -> None:
     assert _counts("64,8,8") == [8, 64]
+
+
+@pytest.mark.engine
+@pytest.mark.root
+@pytest.mark.attach_safety
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_every_request_of_a_real_engine_is_seen_with_the_right_tokens(engine: str) -> None:
+    found = run(engine, 24, 3, 0, lambda _: None)
+    assert (found["requests_true"], found["requests_seen"], found["failed"]) == (24, 24, 0)
+    assert found["output_tokens_differ"] == found["prompt_tokens_differ"] == found["unknown"] == 0
+    assert found["whole_stories"] == 24 and found["finish_reasons"] == ["length"]
+    assert found["from"] == ("api" if engine == "vllm" else "engine")
+    # What the client sees it sees later than the engine, by no more than a loaded test machine explains.
+    assert -1.0 < found["ttft_difference_ms"]["p50"] < 250.0
+    assert all(probe["errors"] == 0 for probe in found["probes"].values())
