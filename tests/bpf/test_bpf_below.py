@@ -120,8 +120,8 @@ class TestReasons:
         assert after is not None
         waited = int(after["ns"][Kind.SYNC]) - (int(before["ns"][Kind.SYNC]) if before is not None else 0)
         assert waited >= spent(records, Kind.SYNC)
-        if waited == 0:
-            pytest.skip("this file system does not wait for a disk")
+        # A file system in memory waits for nothing.
+        assert waited == 0 or Kind.SYNC in records["kind"] or waited < 50_000 * after["count"][Kind.SYNC]
 
     def test_a_taken_cpu_and_who_took_it(self, probe: BelowProbe) -> None:
         cpus = os.sched_getaffinity(0)
