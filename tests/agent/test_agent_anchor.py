@@ -98,6 +98,15 @@ def test_functions_are_found_by_their_code_and_put_back(start, python) -> None:
     assert target.ask("loop.step()") == 42
 
 
+def test_compiled_functions_are_left_alone(start, python) -> None:
+    target = start(SCRIPT + "def kernel(x):\n    return x\nkernel._torchdynamo_inline = kernel\n", python)
+    session = search(target, "kernel", "inner")
+    assert target.ask("[kernel(2), inner()]") == [2, 41]
+    assert counts(target, session) == {1: 1}
+    assert "kernel: compiled" in session.ring.message()
+    assert target.ask("kernel.__code__.co_filename") == "<string>"
+
+
 def test_what_is_called_too_often_is_let_go_at_once(start, python) -> None:
     target = start(SCRIPT, python)
     session = search(target, "Loop.burst", "Loop.step")

@@ -13,6 +13,7 @@ from latencyprism.agent.probe.observe import (
     GENERATOR,
     FunctionType,
     Hook,
+    compile_marker,
     innermost,
     make_wrapper,
 )
@@ -97,7 +98,11 @@ def hook_function(probe, where, enter, leave):
             raise NotHookable(probe.refused.pop())
         return hook
     if code is None:
-        code = innermost(function).__code__
+        inner = innermost(function)
+        reason = compile_marker(object, function, inner)
+        if reason is not None:
+            raise NotHookable(reason)
+        code = inner.__code__
     if code.co_flags & (GENERATOR | ASYNC_GENERATOR | DECORATED_COROUTINE):
         raise NotHookable("a generator")
     hook = Hook(where[1], enter, leave)
