@@ -1,4 +1,5 @@
-"""Say in words what a capture holds: what alerted, what was expected, where the excess is, and why."""
+"""Say in words what a capture holds: what alerted, what was expected, where the excess is, and why; or where
+the time of a request went."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from latencyprism.errors import BadInput
-from latencyprism.faces import story
+from latencyprism.faces import request_words, story
 from latencyprism.faces.contrast import contrast
 from latencyprism.faces.report import write_report
 from latencyprism.recorder import Capture, read_capture
@@ -19,15 +20,22 @@ NAME = "explain"
 HELP = "say in words what a capture holds"
 
 
+_SHOWN = 5
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("capture", metavar="CAPTURE", type=Path, help="a file that watch or record wrote")
     parser.add_argument("--step", type=int, metavar="N", help="everything about step N and the spans in it")
     parser.add_argument(
+        "--request",
+        metavar="ID",
+        help="where the time of one request went: the id its client or the engine knows, or a hash as listed",
+    )
+    parser.add_argument(
         "--slowest",
         type=_count,
-        default=5,
         metavar="N",
-        help="how many of the slowest steps to list (default 5)",
+        help="the N slowest requests in full, and as many slow steps (default: 5 of each, in short)",
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write an HTML report, readable offline")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of words")
@@ -35,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _count(text: str) -> int:
     if not text.isdigit() or len(text) > 6:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of steps")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of requests and steps")
     return int(text)
 
 
@@ -45,11 +53,30 @@ def run(args: argparse.Namespace) -> int:
         write_report(args.report, capture, capture_path=args.capture)
     if args.step is not None:
         _tell_step(capture, args.step, args.json)
+    elif args.request is not None:
+        _tell_request(capture, args.request, args.json)
     elif args.json:
-        print(json.dumps(_as_json(capture, args.slowest), default=str))
+        print(json.dumps(_as_json(capture, _SHOWN if args.slowest is None else args.slowest), default=str))
     else:
-        print("\n".join(story.tell(capture, str(args.capture), args.slowest)))
+        count = _SHOWN if args.slowest is None else args.slowest
+        print("\n".join(story.tell(capture, str(args.capture), count, whole=args.slowest is not None)))
     return 0
+
+
+def _tell_request(capture: Capture, wanted: str, as_json: bool) -> None:
+    found = request_words.find(capture, wanted)
+    if not found:
+        why = (
+            f"it holds the {len(capture.requests)} requests that ended in it, none that was still under way"
+            if capture.requests
+            else "it holds no requests: none ended in it, or those of this engine are not observed"
+        )
+        raise BadInput(f"request {wanted!r:.120} is not in the capture", why, "list some with --slowest 20")
+    stories = request_words.stories(capture, found)
+    if as_json:
+        print(json.dumps(_finite([request_words.as_json(told) for told in stories])))
+    else:
+        print("\n".join(line for told in stories for line in request_words.tell(told)))
 
 
 def _tell_step(capture: Capture, number: int, as_json: bool) -> None:
@@ -62,7 +89,11 @@ def _tell_step(capture: Capture, number: int, as_json: bool) -> None:
         spans = [
             s for s in capture.spans if any(s.start_ns < f.end_ns and s.end_ns > f.start_ns for f in found)
         ]
-        told = {"steps": [step._asdict() for step in found], "spans": [span._asdict() for span in spans]}
+        told = {
+            "steps": [step._asdict() for step in found],
+            "spans": [span._asdict() for span in spans],
+            "parts": story.parts_of_step(capture, number),
+        }
         print(json.dumps(_finite(told)))
     else:
         print("\n".join(story.tell_step(capture, number)))
@@ -79,6 +110,10 @@ def _as_json(capture: Capture, count: int) -> Any:
             "alerts": [asdict(alert) for alert in capture.alerts],
             "verdict": capture.verdict.to_dict() if capture.verdict else None,
             "contrast": asdict(compared) if compared else None,
+            "requests": len(capture.requests),
+            "slowest_requests": [
+                request_words.as_json(told) for told in request_words.slowest(capture, count)
+            ],
             "slowest": [_slow(step, expected) for step, expected in story.slowest(capture, count)],
             "notices": capture.notices,
         }

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any
 
-from latencyprism.faces import wording
+from latencyprism.faces import request_words, wording
 from latencyprism.faces.contrast import Contrast, contrast
 from latencyprism.faces.wording import clean, ms, number, part_of
 from latencyprism.recorder import Capture
 from latencyprism.records import STEP_COLUMNS, Alert, Ranked, Step, Verdict
+from latencyprism.timeline.breakdown import Breakdown, SpanIndex, break_down
 
 _SPANS_SHOWN = 40
 
@@ -38,8 +39,9 @@ def when(capture: Capture, monotonic_ns: int, form: str = "%H:%M:%S.%f") -> str:
     return told.strftime(form)[:-3] if form.endswith("%f") else told.strftime(form)
 
 
-def tell(capture: Capture, path: str, count: int) -> Iterator[str]:
-    """The whole story, line by line."""
+def tell(capture: Capture, path: str, count: int, whole: bool = False) -> Iterator[str]:
+    """The whole story, line by line, with ``count`` of the slowest steps and requests; ``whole``: all that is
+    known of these requests."""
     yield from _heading(capture, path)
     for alert in capture.alerts:
         yield from ("", *_alert(alert))
@@ -52,6 +54,8 @@ def tell(capture: Capture, path: str, count: int) -> Iterator[str]:
     yield from ("", *_verdict(capture.verdict))
     if count and capture.steps:
         yield from ("", *_slowest(capture, count))
+    if count and capture.requests:
+        yield from ("", *_slowest_requests(capture, count, whole))
     yield from ("", f"See it: open {clean(path)} at https://ui.perfetto.dev (the file stays in the browser).")
 
 
@@ -62,8 +66,8 @@ def _heading(capture: Capture, path: str) -> Iterator[str]:
     yield f"{clean(path)}" + (f": {', '.join(about)}" if about else "")
     seconds = (max(s.end_ns for s in steps) - steps[0].start_ns) / 1e9 if steps else 0.0
     yield (
-        f"  {seconds:.1f} s, {len(steps)} steps, {len(capture.spans)} spans, {len(capture.counters)} readings"
-        f" of counters"
+        f"  {seconds:.1f} s, {len(steps)} steps, {len(capture.requests)} requests, "
+        f"{len(capture.spans)} spans, {len(capture.counters)} readings of counters"
     )
     if isinstance(meta.get("pids"), dict):
         yield "  processes: " + ", ".join(f"{clean(role)} {clean(pid)}" for role, pid in meta["pids"].items())
@@ -125,6 +129,13 @@ def _slowest(capture: Capture, count: int) -> Iterator[str]:
         yield f"  {_step_line(capture, step, expected)}"
 
 
+def _slowest_requests(capture: Capture, count: int, whole: bool) -> Iterator[str]:
+    yield "SLOWEST REQUESTS (by time that was not their own work)"
+    for told in request_words.slowest(capture, count):
+        lines = list(request_words.tell(told))
+        yield from (f"  {line}" for line in (lines if whole else lines[:2]))
+
+
 def _step_line(capture: Capture, step: Step, expected: float | None) -> str:
     said = "" if expected is None else f", expected {ms(expected)}"
     columns = ("requests", "prefill_tokens", "decode_tokens")
@@ -145,6 +156,7 @@ def tell_step(capture: Capture, number_of_step: int) -> Iterator[str]:
         for name, value in zip(STEP_COLUMNS, step):
             shown = "not seen" if value is None else clean(value)
             yield f"  {name:<18} {shown}{_in_ms(name, value)}"
+        yield from _parts_of(capture, step)
         inside = [s for s in capture.spans if s.start_ns < step.end_ns and s.end_ns > step.start_ns]
         for span in sorted(inside, key=lambda s: s.start_ns)[:_SPANS_SHOWN]:
             at = (span.start_ns - step.start_ns) / 1e6
@@ -158,3 +170,45 @@ def _in_ms(name: str, value: Any) -> str:
     if not isinstance(value, int) or not name.endswith("_ns") or name in ("start_ns", "end_ns"):
         return ""
     return f"  ({ms(value / 1e6)})"
+
+
+def _broken_down(capture: Capture, step: Step) -> Breakdown | None:
+    """Within its neighbours: which execution is whose depends on them."""
+    own = [
+        s for s in capture.steps if (s.engine, s.replica, s.rank) == (step.engine, step.replica, step.rank)
+    ]
+    threads = capture.meta.get("loop_threads")
+    thread = threads[0] if isinstance(threads, list) and threads and isinstance(threads[0], int) else None
+    found = break_down(own, SpanIndex.of(capture.spans, thread))
+    return next((one for one in found if one.step is step), None)
+
+
+def _parts_of(capture: Capture, step: Step) -> Iterator[str]:
+    found = _broken_down(capture, step)
+    if found is None or not found.parts:
+        return
+    yield "  its parts, which add up to it:"
+    for name, ns in found.sums.items():
+        yield f"    {name:<16} {ms(ns / 1e6):>12} {ns / max(step.duration_ns, 1):>6.1%}"
+    if found.states:
+        told = sorted(found.states.items(), key=lambda state: -state[1])
+        yield "  meanwhile its threads were: " + ", ".join(
+            f"{clean(n)} {ms(ns / 1e6)}" for n, ns in told if ns
+        )
+
+
+def parts_of_step(capture: Capture, number_of_step: int) -> list[dict[str, Any]]:
+    """For JSON: ``parts`` and ``states`` (ns) of each such step; ``gap_ns``, ``idle_ns`` before."""
+    told = []
+    for step in capture.steps:
+        found = _broken_down(capture, step) if step.step == number_of_step else None
+        if found is not None:
+            told.append(
+                {
+                    "parts": found.sums,
+                    "states": found.states,
+                    "gap_ns": found.gap_ns,
+                    "idle_ns": found.idle_ns,
+                }
+            )
+    return told
