@@ -130,6 +130,7 @@ def run():
         try:
             for k in range(200):
                 if loop.step(k) != k: bad.append(k)
+            time.sleep(0.0005)
         except BaseException as error:
             bad.append(repr(error))
 threads = [threading.Thread(target=run) for _ in range(3)]

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latencyprism.agent.probe.lane import Lane
+from latencyprism.errors import TargetRefused
 from latencyprism.records import ring
 
 SCRIPT = """
@@ -64,6 +65,42 @@ def test_more_threads_than_rings_are_counted(start, monkeypatch) -> None:
     target.ask("turns(11, 30)")
     assert sum(1 for _ in session.read()) == 8 * 30
     assert session.health()["unringed"] == 3 * 30 and session.health()["errors"] == 0
+
+
+@pytest.fixture
+def small(tmp_path, request):
+    """A folder with room for as many bytes as asked for."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={request.param}", "tmpfs", str(folder)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
+        pytest.skip("mounting is not permitted here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.attach_safety
+@pytest.mark.parametrize("small", ["300k"], indirect=True)
+def test_no_room_for_a_second_ring_is_counted_and_kills_nobody(start, python, monkeypatch, small) -> None:
+    monkeypatch.setattr("latencyprism.agent.session.shared_folder", lambda pid: (small, str(small)))
+    target = start(SCRIPT, python)
+    session = target.attach(monkeypatch, READER)
+    with (small / "fill").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+        while True:
+            file.write(bytes(4096))
+    target.ask("turns(3, 20)")
+    assert sum(1 for _ in session.read()) == 20
+    assert session.health()["unringed"] == 40 and session.health()["errors"] == 0
+
+
+@pytest.mark.attach_safety
+@pytest.mark.parametrize("small", ["64k"], indirect=True)
+def test_no_room_at_all_is_refused_before_anything_is_touched(start, monkeypatch, small) -> None:
+    monkeypatch.setattr("latencyprism.agent.session.shared_folder", lambda pid: (small, str(small)))
+    target = start(SCRIPT)
+    with pytest.raises(TargetRefused, match="no room"):
+        target.attach(monkeypatch, READER)
+    assert list(small.iterdir()) == []
 
 
 @pytest.mark.attach_safety

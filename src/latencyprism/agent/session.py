@@ -7,6 +7,8 @@ kernel frees them with the processes.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import platform
 import secrets
@@ -73,7 +75,8 @@ class ProbeSession:
         sweep(folder)
         name = f"lprism-{self.nonce:016x}"
         try:
-            self._prepare(folder / name, f"{inside}/{name}", slots)
+            with _room_in(inside):
+                self._prepare(folder / name, f"{inside}/{name}", slots)
             self.report = self._inject(folder / name, f"{inside}/{name}", timeout_s)
         except BaseException:
             self._abandon()
@@ -234,6 +237,20 @@ class ProbeSession:
         for path in self._files:
             path.unlink(missing_ok=True)
         self._files = []
+
+
+@contextlib.contextmanager
+def _room_in(folder: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise TargetRefused(
+            "cannot put out the probe's files",
+            f"there is no room in the target's {folder}",
+            "free a megabyte there",
+        ) from None
 
 
 def removal(nonce: int | None, acknowledge: str = "") -> str:

@@ -120,7 +120,8 @@ def create_ring(path: str, slots: int, nonce: int, *, rings: int = 1, checked: b
     """Make a zeroed file of ``rings`` rings of ``slots`` slots each (a power of two), 0600, never following a
     link.
 
-    Pages that are never written take no memory."""
+    The header and the first ring are allocated here (OSError where there is no room); the others by the
+    thread that takes one: a store to a page that a full filesystem cannot give would be a SIGBUS."""
     if slots & (slots - 1) or slots < 2:
         raise ValueError("slots must be a power of two")
     if not 1 <= rings <= MAX_RINGS:
@@ -128,6 +129,7 @@ def create_ring(path: str, slots: int, nonce: int, *, rings: int = 1, checked: b
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         os.ftruncate(fd, HEADER_BYTES + rings * slots * SLOT_BYTES)
+        os.posix_fallocate(fd, 0, HEADER_BYTES + slots * SLOT_BYTES)
         header = bytearray(HEADER_BYTES)
         values = (
             (H_MAGIC, MAGIC),

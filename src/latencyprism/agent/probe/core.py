@@ -67,6 +67,7 @@ from latencyprism.records.step import NULL
 # cut]
 
 NOTICES_LIMIT = 16
+LANE_RETRY_NS = 1_000_000_000
 
 
 class Probe:
@@ -84,6 +85,7 @@ class Probe:
         self.nonce = config["nonce"]
         self.pid = os.getpid()
         self.lanes = {}
+        self.no_lane_until_ns = 0
         self.free_lanes = [
             Lane(self.map, self.words, number) for number in reversed(range(self.words[H_RINGS]))
         ]
@@ -157,14 +159,17 @@ class Probe:
     def new_lane(self):
         """A ring for a thread that has none: a fresh one, or that of a thread that has ended; None: all
         taken."""
+        if self.no_lane_until_ns > now_ns():
+            return None
         try:
             lane = self.free_lanes.pop()
         except IndexError:
             live = sys._current_frames()
             ended = [ident for ident in list(self.lanes) if ident not in live]
             lane = self.lanes.pop(ended[0], None) if ended else None
-            if lane is None:
-                return None
+        if lane is None or not lane.allocate():
+            self.no_lane_until_ns = now_ns() + LANE_RETRY_NS
+            return None
         self.words[H_THREADS + lane.number] = get_native_id()
         self.lanes[get_ident()] = lane
         return lane

@@ -1,7 +1,7 @@
 """One thread's ring, the writing side. The rules are those of ``records.ring``."""
 
 # [cut
-from latencyprism.agent.probe.prelude import Struct, allocate_lock
+from latencyprism.agent.probe.prelude import Struct, allocate_lock, mmap
 from latencyprism.records.ring import (
     CHECK_MASK,
     H_CHECKED,
@@ -16,6 +16,7 @@ from latencyprism.records.ring import (
 
 PLAIN = {int}
 PACKERS = {}
+MADVISE_POPULATE_WRITE = 23  # Linux 5.14
 
 
 class Lane:
@@ -33,6 +34,20 @@ class Lane:
         if words[H_CHECKED]:
             self.barrier = allocate_lock()
             self.barrier.acquire()
+
+    def allocate(self):
+        """Have the kernel give all pages now, so that no store can fail. False: it cannot, or does not know
+        how."""
+        if self.number == 0 or self.count:
+            return True  # done by the watcher; by the thread that had it before
+        start = self.first * 8 // mmap.PAGESIZE * mmap.PAGESIZE
+        try:
+            self.map.madvise(
+                MADVISE_POPULATE_WRITE, start, self.first * 8 + self.slots * SLOT_WORDS * 8 - start
+            )
+        except OSError:
+            return False
+        return True
 
     def put(self, kind, values):
         """Write a record. TypeError, struct.error: a value is not fit; the slot is not published then."""
