@@ -112,6 +112,7 @@ class BelowProbe:
         self._types: dict[str, int] = {}
         self._programs: dict[str, int] = {}
         self._aimed: set[int] = set()
+        self._elements: dict[int, kernel.Element] = {}
 
     def __enter__(self) -> BelowProbe:
         self.start()
@@ -309,11 +310,14 @@ class BelowProbe:
         """The totals of one thread; None if it was not seen yet. One system call."""
         if self._object is None or self._ring is None:
             return None
-        threads = self._object.maps["threads"]
-        data = kernel.map_lookup(threads.descriptor, tid.to_bytes(4, "little"), threads.value_size)
-        if data is None:
+        element = self._elements.get(tid)
+        if element is None:
+            threads = self._object.maps["threads"]
+            key = tid.to_bytes(4, "little")
+            element = self._elements[tid] = kernel.Element(threads.descriptor, key, threads.value_size)
+        if not element.read():
             return None
-        found: np.void = np.frombuffer(data, TOTALS_DTYPE, 1)[0]
+        found: np.void = np.frombuffer(element.value, TOTALS_DTYPE, 1).copy()[0]
         return found
 
     def totals(self) -> dict[int, np.void]:

@@ -117,6 +117,24 @@ def map_lookup(descriptor: int, key: bytes, value_bytes: int) -> bytes | None:
     return buffer.raw
 
 
+class Element:
+    """One element that is read again and again: everything for the call is made once."""
+
+    def __init__(self, descriptor: int, key: bytes, value_bytes: int) -> None:
+        self._key = ctypes.create_string_buffer(key, len(key))
+        self.value = bytearray(value_bytes)
+        self._place = (ctypes.c_char * value_bytes).from_buffer(self.value)
+        places = (ctypes.addressof(self._key), ctypes.addressof(self._place))
+        attribute = struct.pack("<IIQQQ", descriptor, 0, *places, 0)
+        self._attribute = ctypes.create_string_buffer(attribute, len(attribute))
+        self._call = (ctypes.c_long(_NUMBERS[supported_machine()]), ctypes.c_int(_LOOKUP))
+        self._size = ctypes.c_uint(len(attribute))
+
+    def read(self) -> bool:
+        """Fill ``value``; False if the element is not there, or cannot be read."""
+        return bool(_libc.syscall(*self._call, self._attribute, self._size) == 0)
+
+
 def map_delete(descriptor: int, key: bytes) -> bool:
     """Remove one element; False when there was none."""
     try:

@@ -72,9 +72,6 @@ class Share:
     ns: dict[int, float] = field(default_factory=lambda: defaultdict(float))
     major_faults: int = 0
 
-    def total(self, kinds: Iterable[Kind]) -> int:
-        return round(sum(self.ns.get(kind, 0.0) for kind in kinds))
-
 
 class _Short(NamedTuple):
     """Waits without a record, spread over a stretch of time: ns by kind."""
@@ -182,20 +179,31 @@ class Attribution:
         return [self._filled(step) if step.start_ns >= self.since_ns else step for step in steps]
 
     def _filled(self, step: Step) -> Step:
-        loops = [self.share(step, tid) for tid in self.roles.loop]
-        workers = [self.share(step, tid) for tid in self.roles.workers]
-
-        def worst(kinds: Sequence[Kind]) -> int:
-            slowest = max((share.total(kinds) for share in workers), default=0)
-            return max((share.total(kinds) for share in loops), default=0) + slowest
-
-        faults = max((share.major_faults for share in loops), default=0)
+        loop, worker = ([0, 0, 0, 0] for _ in range(2))
+        for most, tids in ((loop, self.roles.loop), (worker, self.roles.workers)):
+            for tid in tids:
+                share = self.share(step, tid)
+                for at, value in enumerate(_columns(share)):
+                    most[at] = max(most[at], value)
         return step._replace(
-            runqueue_ns=worst(RUNNABLE),
-            throttled_ns=worst((Kind.THROTTLED,)),
-            offcpu_ns=max((share.total(ASLEEP) for share in loops), default=0),
-            major_faults=faults + max((share.major_faults for share in workers), default=0),
+            runqueue_ns=loop[0] + worker[0],
+            throttled_ns=loop[1] + worker[1],
+            major_faults=loop[2] + worker[2],
+            offcpu_ns=loop[3],
         )
+
+
+def _columns(share: Share) -> tuple[int, int, int, int]:
+    """Run queue, throttled, major faults, off-CPU."""
+    queued = throttled = asleep = 0.0
+    for kind, spent in share.ns.items():
+        if kind == Kind.THROTTLED:
+            throttled += spent
+        elif kind < Kind.THROTTLED:
+            queued += spent
+        elif kind <= Kind.OTHER:
+            asleep += spent
+    return round(queued), round(throttled), share.major_faults, round(asleep)
 
 
 class Wait(NamedTuple):
