@@ -60,7 +60,12 @@ def test_packs_are_listed_with_their_versions() -> None:
     rows = json.loads(run("check", "--packs", "--json").stdout)["packs"]
     assert {row["engine"] for row in rows} == {"vllm", "sglang", "transformers", "llama.cpp"}
     assert all((row["from"] and row["below"]) or row["builds"] for row in rows)
-    assert {row["engine"] for row in rows if row["verified"]} == {"vllm", "transformers", "llama.cpp"}
+    assert {row["engine"] for row in rows if row["verified"]} == {
+        "vllm",
+        "sglang",
+        "transformers",
+        "llama.cpp",
+    }
     lines = run("check", "--packs").stdout.splitlines()
     assert len(lines) == len(rows)
     assert sum("not run" in line for line in lines) == sum(not row["verified"] for row in rows)

@@ -1,5 +1,5 @@
 """SGLang's reader in a stand-in that has the recorded modules, classes, methods and parameters of a
-version, run as a separate process and really attached to. The engine itself was never run."""
+version, run as a separate process and really attached to. The engine needs kernels that test machines lack."""
 
 from __future__ import annotations
 

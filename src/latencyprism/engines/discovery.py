@@ -14,6 +14,7 @@ from latencyprism.errors import TargetRefused
 _TITLE = re.compile(r"VLLM::(?P<kind>(?:DP)?EngineCore|Worker)(?P<ranks>(?:_[A-Z]+\d+)*|_\d+)$")
 _SGLANG_TITLE = re.compile(r"sglang::scheduler(?P<ranks>(?:_[A-Z_]+\d+)*)$")
 _RANK = re.compile(r"_((?:ATTN_|MOE_)?[A-Z]+)(\d+)")
+_PACKAGES = re.compile(r"/\S.*?/(?:site|dist)-packages(?=/)")
 _MULTIPROCESSING = ("multiprocessing.spawn", "multiprocessing.forkserver")
 
 
@@ -253,9 +254,9 @@ def distribution_version(pid: int, names: tuple[str, ...]) -> str | None:
     try:
         with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
             for line in maps:
-                head, found, _ = line.partition("/site-packages/")
-                if found and "/" in head:
-                    folders.add(head[head.index("/") :] + "/site-packages")
+                match = _PACKAGES.search(line)
+                if match is not None:
+                    folders.add(match.group())
     except OSError:
         return None
     for folder in sorted(folders):
