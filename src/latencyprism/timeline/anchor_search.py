@@ -28,7 +28,9 @@ WATCH_S, SHORTEST_WATCH_S = 2.5, 1.0
 MOST_HOOKS = 6
 """At once, of functions that are called often; to these come a few whose calls are rare."""
 ROUNDS = 3
-GOOD = 0.75
+CLOSING_S = 0.8
+CLEARLY = 0.1
+GOOD = 0.7
 """With this confidence nothing else is tried."""
 LEAST = 0.4
 ACTIVE, COMPARABLE = 0.02, 0.25
@@ -87,32 +89,8 @@ def search(pid: int, *, limit_s: float = LIMIT_S, say: Callable[[str], None] = l
     if not active:
         raise _refused(pid, "nothing goes on in its Python threads", _idle_remedy(pid))
     say(f"{reader.whole} stacks read from outside; the busiest of {len(threads)} threads is looked into")
-    best: tuple[Judgement, LoopThread] | None = None
-    tried: dict[int, set[int]] = {}
-    problem = "no function of its threads is called again and again"
-    for _ in range(ROUNDS):
-        thread = _next(active, tried)
-        left_s = begun + limit_s - time.monotonic() - 0.8
-        if thread is None or left_s < SHORTEST_WATCH_S:
-            break
-        before = frozenset(tried.setdefault(thread.ident, set()))
-        chosen = to_hook(thread, MOST_HOOKS, before, nested=reader.layout.version >= NESTED_SINCE)
-        tried[thread.ident] |= {one.code for one in chosen}
-        try:
-            watched, window_ns = watch_calls(pid, thread.ident, chosen, min(WATCH_S, left_s))
-        except TargetRefused as refusal:
-            if "nothing to hook" not in refusal.why:
-                raise
-            problem = refusal.why
-            continue
-        judgement = judge(watched, window_ns, 1.0 - thread.resting)
-        if judgement is not None and (best is None or judgement.confidence > best[0].confidence):
-            best = judgement, thread
-        if best is not None and best[0].confidence >= GOOD:
-            break
-    if best is None:
-        raise _refused(pid, problem, _idle_remedy(pid))
-    found, thread = best
+    nested = reader.layout.version >= NESTED_SINCE
+    found, thread = _watched(pid, active, nested, begun + limit_s - CLOSING_S)
     if found.confidence < LEAST:
         name = found.anchor.function.qualname
         raise _refused(pid, f"the best guess, {name}, is too unsure ({found.confidence})", _idle_remedy(pid))
@@ -129,6 +107,39 @@ def search(pid: int, *, limit_s: float = LIMIT_S, say: Callable[[str], None] = l
         stacks=reader.whole,
         torn=reader.torn,
     )
+
+
+def _watched(
+    pid: int, active: list[LoopThread], nested: bool, until_s: float
+) -> tuple[Judgement, LoopThread]:
+    """Watch calls in rounds until one is good or time is over: the best judgement, and of which thread."""
+    best: tuple[Judgement, LoopThread] | None = None
+    tried: dict[int, set[int]] = {}
+    problem = "no function of its threads is called again and again"
+    for _ in range(ROUNDS):
+        thread = _next(active, tried)
+        left_s = until_s - time.monotonic()
+        if thread is None or left_s < SHORTEST_WATCH_S:
+            break
+        before = tried.setdefault(thread.ident, set())
+        chosen = to_hook(thread, MOST_HOOKS, frozenset(before), nested=nested)
+        before |= {one.code for one in chosen}
+        try:
+            watched, window_ns = watch_calls(pid, thread.ident, chosen, min(WATCH_S, left_s))
+        except TargetRefused as refusal:
+            if "nothing to hook" not in refusal.why:
+                raise
+            problem = refusal.why
+            continue
+        judgement = judge(watched, window_ns, 1.0 - thread.resting)
+        # What is watched first is what most speaks for: the rest has to be clearly better.
+        if judgement is not None and (best is None or judgement.confidence > best[0].confidence + CLEARLY):
+            best = judgement, thread
+        if best is not None and best[0].confidence >= GOOD:
+            break
+    if best is None:
+        raise _refused(pid, problem, _idle_remedy(pid))
+    return best
 
 
 def _refused(pid: int, why: str, remedy: str) -> TargetRefused:
