@@ -45,11 +45,13 @@ class Sums:
             return kept[0], len(self.partial)
         work = compose(scheduled, again, prefills)
         wrong = kept is not None and kept[0] != work
-        self.context = None
-        if whole and not wrong:
+        self.trusted = self.trusted and not wrong
+        if whole and self.trusted:
             self.seed(work, step, requests, prefills, kept is None)
+        else:  # and nothing of the engine's is held on to
+            self.context = None
+            self.partial, self.held = {}, {}
         if wrong:
-            self.trusted = False
             raise RuntimeError
         return work, None
 
