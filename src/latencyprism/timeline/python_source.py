@@ -107,7 +107,7 @@ class PythonSource:
     @property
     def requests_from(self) -> str:
         """Where the times of requests come from: "api" with a probe in the API process, else "engine"."""
-        return "engine" if self._api is None else "api"
+        return "api" if self._api is not None and self._api.live else "engine"
 
     # -- StepSource ------------------------------------------------------------------------------
 
