@@ -16,7 +16,7 @@ from latencyprism.bench.clocks import trial
 from latencyprism.errors import BadInput
 from latencyprism.timeline.clock_bounds import SET_ONLY, STEERED, Limits
 from latencyprism.timeline.clock_exchange import Answering, Asking
-from latencyprism.timeline.clocks import ClockTrack, Moment, Order, Timeline, read_machine_clocks
+from latencyprism.timeline.clocks import ClockTrack, Moment, Order, Timeline, read_machine_clocks, wall_clock
 
 S, MS, US = 10**9, 10**6, 10**3
 
@@ -159,6 +159,17 @@ def test_clocks_of_this_machine_agree_with_themselves() -> None:
         place = timeline.place(name, shown)
         assert place is not None and place.earliest_ns <= after and place.latest_ns >= before
         assert timeline.tracks[name].limits == SET_ONLY and place.error_ns < 100 * US
+
+
+def test_wall_time_is_told_with_its_error_and_how_often_it_was_set() -> None:
+    timeline = Timeline("monotonic")
+    assert wall_clock(timeline, 5) == {}
+    track = timeline.track("realtime", SET_ONLY)
+    for second in range(10):
+        exchanged(track, second * S, 1_790_000_000 * S + (S if second > 6 else 0), 60, 40)
+    told = wall_clock(timeline, 9 * S)
+    assert abs(told["realtime_ns"] - 1_790_000_010 * S) <= told["error_ns"] < 100
+    assert (told["monotonic_ns"], told["times_set"]) == (9 * S, 1)
 
 
 def test_a_node_is_asked_over_udp_and_strangers_are_ignored() -> None:

@@ -32,7 +32,7 @@ _MAX_FILE_BYTES = 2 << 30
 @dataclass(slots=True)
 class Capture:
     """``meta`` is any JSON object; keys that the faces know: ``engine``, ``host``, ``pids`` (role to pid),
-    ``versions``, ``command``, ``clock`` (``{"monotonic_ns", "realtime_ns"}`` read together),
+    ``versions``, ``command``, ``clock`` (``{"monotonic_ns", "realtime_ns", "error_ns"}``),
     ``alert_ns`` (CLOCK_MONOTONIC), ``deep_probe`` (``{"armed_ns", "disarmed_ns"}``), ``loop_threads`` (those
     that emit steps), ``request_key`` (hex: what request ids were hashed with) and ``not_available`` (sources
     that were not there, in words)."""

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from latencyprism import __version__
-from latencyprism.host.clock import ClockMap
 from latencyprism.recorder.capture import Capture
 from latencyprism.recorder.deferred import CaptureJob
 from latencyprism.records import Alert
 from latencyprism.sentinel.below_watch import host_tid
 from latencyprism.sentinel.replica_watch import ReplicaWatch
+from latencyprism.timeline.clocks import Timeline, read_machine_clocks, wall_clock
 
 BEFORE_S, AFTER_S = 30.0, 5.0
 DRAIN_PERIOD_NS = 250_000_000
@@ -42,6 +42,8 @@ class IncidentCapture:
         self._deep = False
         self._drain_at_ns = 0
         self._looks_deep = deep
+        self._clocks = Timeline("monotonic")
+        read_machine_clocks(self._clocks)
         if deep:
             self._arm(after_s)
         self.armed_ns = time.monotonic_ns()
@@ -69,9 +71,11 @@ class IncidentCapture:
             self.result = self._job.poll()
             self.verdict = self._job.verdict
             return
-        if self.watch.below is not None and now_ns >= self._drain_at_ns:
+        if now_ns >= self._drain_at_ns:
             self._drain_at_ns = now_ns + DRAIN_PERIOD_NS
-            self.watch.below.drain()
+            read_machine_clocks(self._clocks)
+            if self.watch.below is not None:
+                self.watch.below.drain()
         if now_ns >= self.until_ns:
             self._write()
 
@@ -119,8 +123,6 @@ class IncidentCapture:
 
     def _describe(self) -> dict[str, Any]:
         watch = self.watch
-        clock = ClockMap.measure()
-        now_ns = time.monotonic_ns()
         source = watch.attachment.source
         key, requests = getattr(source, "request_key", None), getattr(source, "requests", None)
         return {
@@ -133,7 +135,7 @@ class IncidentCapture:
                 watch.replica.engine: watch.replica.version,
                 "kernel": platform.release(),
             },
-            "clock": {"monotonic_ns": now_ns, "realtime_ns": clock.realtime_ns(now_ns)},
+            "clock": wall_clock(self._clocks, time.monotonic_ns()),
             "alert_ns": self.begun_ns if self.alerts else None,
             "onset_ns": watch.onset_ns if self.alerts else None,
             "deep_probe": {"armed_ns": self.armed_ns, "disarmed_ns": self.until_ns},

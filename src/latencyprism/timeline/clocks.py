@@ -282,6 +282,21 @@ def read_machine_clocks(timeline: Timeline, tries: int = 5) -> None:
         timeline.track(name, limits).paired(*closest(number, tries))
 
 
+def wall_clock(timeline: Timeline, now_ns: int) -> dict[str, int]:
+    """``monotonic_ns`` and the ``realtime_ns`` that goes with it to within ``error_ns``; ``times_set``: how
+    often the wall clock was set since the readings began. Empty without readings."""
+    track = timeline.tracks.get("realtime")
+    ahead = track.offset(now_ns) if track is not None else None
+    if track is None or ahead is None:
+        return {}
+    return {
+        "monotonic_ns": now_ns,
+        "realtime_ns": now_ns + (ahead[0] + ahead[1]) // 2,
+        "error_ns": (ahead[1] - ahead[0] + 1) // 2,
+        "times_set": track.epochs - 1,
+    }
+
+
 def closest(number: int, tries: int = 5) -> tuple[int, int, int]:
     """(CLOCK_MONOTONIC before, clock ``number``, CLOCK_MONOTONIC after), of ``tries`` the narrowest."""
     readings: Iterable[tuple[int, int, int]] = (
