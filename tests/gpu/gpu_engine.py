@@ -101,6 +101,11 @@ class Collector:
                 if now - renewed > 0.5:
                     self.source.renew()
                     renewed = now
+                    gone = self.source.detached()
+                    if gone is not None:
+                        said = [health["message"] for health in self.source.health().values()]
+                        self.error = f"the probe is gone ({gone}): {'; '.join(map(str, said))}"
+                        return
                 self._take()
                 time.sleep(0.001)
             self._take()

@@ -285,14 +285,24 @@ class Bench:
         tenant = self.tenant
         if tenant is None:
             raise RuntimeError("no co-tenant")
-        collector = self._collector()
         found: dict[str, Any] = {}
         time.sleep(12)
         for kind in ("sm", "hbm", "pcie"):
+            gone = self._attach_again()
             calm_ns = time.monotonic_ns() - 10_000_000_000
-            found[kind] = self._contend(tenant, collector, kind, calm_ns)
+            found[kind] = self._contend(tenant, self._collector(), kind, calm_ns)
+            found[kind] |= {"probe_was_gone": gone, "probe_gone_during": self._collector().error}
             time.sleep(10)
         return found
+
+    def _attach_again(self) -> str | None:
+        """Why the probe was gone, None if it was not; it is there again then, with steps to judge by."""
+        gone = self._collector().error
+        if gone is not None:
+            self._collector().close()
+            self.collector = Collector(self._engine().pid)
+            time.sleep(12)
+        return gone
 
     def _contend(self, tenant: Child, collector: Collector, kind: str, calm_ns: int) -> dict[str, Any]:
         assert tenant.process.stdin
