@@ -17,7 +17,7 @@ from latencyprism.errors import BadInput
 
 Floats = npt.NDArray[np.float64]
 
-KEPT_FACTS = 96
+KEPT_FACTS = 64
 RESOLUTION_NS = 1.0
 """A clock that shows R has reached R and not yet R + 1."""
 SLACK_NS = 4.0
@@ -91,9 +91,10 @@ class Epoch:
         facts.at[:], facts.bound[:] = [facts.at[i] for i in kept], [facts.bound[i] for i in kept]
 
     def contradicts(self, fact: Fact, limits: Limits) -> bool:
-        lower, upper = self.offset(fact.at, limits)
         slack = SLACK_NS + RESOLUTION_NS
-        return fact.offset < lower - slack if fact.most else fact.offset > upper + slack
+        if fact.most:
+            return fact.offset < self._least(fact.at, limits) - slack
+        return fact.offset > self._most(fact.at, limits) + slack
 
     def slope(self, limits: Limits) -> float | None:
         """How fast the other clock gains on ours, by the middle of what is known at both ends."""
@@ -106,9 +107,13 @@ class Epoch:
 
     def offset(self, at: float, limits: Limits) -> tuple[float, float]:
         """(least, most) the offset can be at our time ``at``."""
-        upper = _highest(at, self.most, self.least, limits)
-        lower = -_highest(at, _negated(self.least), _negated(self.most), limits)
-        return lower, upper
+        return self._least(at, limits), self._most(at, limits)
+
+    def _most(self, at: float, limits: Limits) -> float:
+        return _highest(at, self.most, self.least, limits)
+
+    def _least(self, at: float, limits: Limits) -> float:
+        return -_highest(at, _negated(self.least), _negated(self.most), limits)
 
 
 def _negated(facts: Facts) -> Facts:

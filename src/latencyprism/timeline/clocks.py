@@ -206,7 +206,7 @@ class ClockTrack:
 
     def _place(self, shown: float, epoch: Epoch) -> tuple[float, float, Epoch] | None:
         at = shown
-        for _ in range(3):
+        for _ in range(2):
             lower, upper = epoch.offset(at, self.limits)
             if max(abs(lower), abs(upper)) >= FAR_NS:
                 return None
