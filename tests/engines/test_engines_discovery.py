@@ -53,6 +53,10 @@ MACHINE = [
     process(80, 1, "bash", "-c", "sglang::scheduler_TP0"),
     # vLLM of today that was started a moment ago: no titles yet.
     process(90, 1, "/v/bin/python", "/v/bin/vllm", "serve", "new"),
+    # vLLM 0.10.1 with data and tensor parallelism: forked workers keep the engine's title.
+    process(95, 1, "VLLM::DPEngineCore_1"),
+    process(96, 95, "VLLM::DPEngineCore_1_TP0"),
+    process(97, 95, "VLLM::DPEngineCore_1_TP1"),
     process(91, 90, "/v/bin/python", "-c", "from multiprocessing.spawn import spawn_main; spawn_main()"),
 ]
 
@@ -69,13 +73,17 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_replicas_and_roles() -> None:
     found = {r.engine_pid: r for r in discovery.discover()}
-    assert sorted(found) == [11, 12, 20, 40, 51, 61, 72, 73]
+    assert sorted(found) == [11, 12, 20, 40, 51, 61, 72, 73, 95]
+    assert [(m.pid, m.role, m.rank) for m in found[95].members] == [
+        (95, "engine", 0), (96, "worker", 0), (97, "worker", 1),
+    ]  # fmt: skip
+    assert found[95].ranks == {"DP": 1}
     assert [(m.pid, m.role, m.rank) for m in found[11].members] == [
         (11, "engine", 0), (13, "worker", 0), (14, "worker", 1), (10, "api", 0),
     ]  # fmt: skip
     assert found[11].ranks == {"DP": 0} and found[12].ranks == {"DP": 1}
     assert found[40].members[0].role == "engine+worker"
-    assert len({r.number for r in found.values()}) == 8
+    assert len({r.number for r in found.values()}) == 9
     assert [(m.pid, m.role, m.rank) for m in found[51].members] == [
         (51, "engine", 0), (53, "worker", 0), (54, "worker", 1), (50, "api", 0),
     ]  # fmt: skip

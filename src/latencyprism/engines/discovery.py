@@ -12,7 +12,7 @@ from latencyprism.engines.llama_cpp.source import find as library_of
 from latencyprism.engines.packs import version_key
 from latencyprism.errors import TargetRefused
 
-_TITLE = re.compile(r"VLLM::(?P<kind>(?:DP)?EngineCore|Worker)(?P<ranks>(?:_[A-Z]+\d+)*|_\d+)$")
+_TITLE = re.compile(r"VLLM::(?P<kind>(?:DP)?EngineCore|Worker)(?P<ranks>(?:_\d+)?(?:_[A-Z]+\d+)*)$")
 _SGLANG_TITLE = re.compile(r"sglang::scheduler(?P<ranks>(?:_[A-Z_]+\d+)*)$")
 _RANK = re.compile(r"_((?:ATTN_|MOE_)?[A-Z]+)(\d+)")
 _PACKAGES = re.compile(r"/\S.*?/(?:site|dist)-packages(?=/)")
@@ -124,7 +124,12 @@ def _vllm(processes: dict[int, ProcessInfo]) -> list[Replica]:
             engines.append((process, re.sub(r"^_(?=\d)", "_DP", match["ranks"])))
         else:
             workers.setdefault(process.ppid, []).append((process, match["ranks"]))
-    engines += _untitled_engines(processes, {process.pid for process, _ in engines}, workers)
+    leaders = {process.pid for process, _ in engines}
+    # In 0.10.1 a forked worker keeps its engine's title, its ranks appended.
+    for process, ranks in [pair for pair in engines if pair[0].ppid in leaders]:
+        engines.remove((process, ranks))
+        workers.setdefault(process.ppid, []).append((process, ranks))
+    engines += _untitled_engines(processes, leaders, workers)
     replicas = []
     for process, ranks in sorted(engines, key=lambda pair: (pair[1], pair[0].pid)):
         mine = workers.get(process.pid, [])
