@@ -13,7 +13,7 @@ from latencyprism.attach.stacks import GENERATOR, Function, Stack
 PRESENT = 0.03
 """A function on fewer of the stacks than this is not where the time goes."""
 RECURSIVE = 0.02
-STILL_LIMIT, ALIKE_LIMIT = 6, 2
+STILL_LIMIT = 6
 _STANDARD = re.compile(r"(^<frozen )|(/lib/python3\.\d+t?/(?!(site|dist)-packages/))|(/python3\.\d+\.zip/)")
 # Where Python code of the standard library waits for whatever comes next, by (end of file name, function).
 _RESTS = (
@@ -142,7 +142,7 @@ def to_hook(
     """A thread's candidates whose calls are worth watching together, outermost first.
 
     ``limit`` of those that were seen at several places of their code: on as many stacks as possible, but only
-    two of each share of the stacks at first, since one that calls nothing but another says no more than that.
+    few of each share of the stacks at first, since one that calls nothing but another says no more than that.
     To these come the innermost few of those that never moved, whose calls are rare: a loop that is nearly
     always inside its step looks just like its callers. ``nested``: can functions inside functions be watched?
     """
@@ -156,7 +156,7 @@ def to_hook(
     for one in ranked:
         share = round(one.presence, 1)
         alike[share] += 1
-        (first if alike[share] <= ALIKE_LIMIT else later).append(one)
+        (first if alike[share] <= (2 if share == 1.0 else 1) else later).append(one)
     return sorted([*[*first, *later][:limit], *still], key=lambda one: one.depth)
 
 
