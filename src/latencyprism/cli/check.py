@@ -17,6 +17,8 @@ from latencyprism.cli.check_host import host_of, print_host, print_surroundings,
 from latencyprism.cli.check_seen import NATIVE, NATIVE_NEEDS, seen_of
 from latencyprism.cli.options import add_pid
 from latencyprism.engines.discovery import Replica
+from latencyprism.engines.installed import in_words as how_it_compares
+from latencyprism.engines.installed import missing_in
 from latencyprism.engines.listing import in_words, pack_rows
 from latencyprism.engines.packs import load_pack
 from latencyprism.engines.unknown import GENERIC, discover_any, no_pack_fits
@@ -102,7 +104,10 @@ def _warning(replica: Replica) -> str | None:
     if replica.engine == GENERIC:
         return f"no pack knows this process; {_SEARCH}"
     warning = load_pack(replica.engine).choose(replica.version)[1]
-    return f"{warning}; {_SEARCH}" if no_pack_fits(replica) else warning
+    if no_pack_fits(replica):
+        return f"{warning}; {_SEARCH}"
+    missing = missing_in(replica) if warning is not None else None
+    return warning if missing is None else f"{warning}; {how_it_compares(missing)}"
 
 
 def _condition(condition: Condition) -> dict[str, Any]:

@@ -261,6 +261,12 @@ def _llama_cpp(processes: Iterable[ProcessInfo], asked: int | None) -> list[Repl
 
 def distribution_version(pid: int, names: tuple[str, ...]) -> str | None:
     """Version of the first of the distributions ``names`` found in a folder that the process maps from."""
+    found = distribution_at(pid, names)
+    return None if found is None else found[1]
+
+
+def distribution_at(pid: int, names: tuple[str, ...]) -> tuple[str, str] | None:
+    """(folder, version) of it; the folder by a path that we can open, through the process's own root."""
     folders = set()
     try:
         with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
@@ -273,7 +279,7 @@ def distribution_version(pid: int, names: tuple[str, ...]) -> str | None:
     for folder in sorted(folders):
         version = _version_in(f"/proc/{pid}/root{folder}", names)
         if version is not None:
-            return version
+            return f"/proc/{pid}/root{folder}", version
     return None
 
 

@@ -4,6 +4,8 @@ range needs that is not there."""
 from __future__ import annotations
 
 import ast
+import os
+import stat
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -35,14 +37,21 @@ Classes = dict[str, ClassSignature]
 
 
 def folder_source(folder: Path) -> Source:
-    """Of an unpacked tree; files larger than a few megabytes and what leads out of it are not read."""
-    root = folder.resolve()
+    """Of an unpacked tree, which may be a target's: only plain files of at most a few megabytes are read."""
 
     def read(path: str) -> str | None:
-        file = (root / PurePosixPath(path)).resolve()
-        if not file.is_relative_to(root) or not file.is_file() or file.stat().st_size > _SOURCE_LIMIT:
+        if ".." in PurePosixPath(path).parts:
             return None
-        return file.read_text(encoding="utf-8", errors="replace")
+        try:
+            descriptor = os.open(folder / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except (OSError, ValueError):
+            return None
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _SOURCE_LIMIT:
+            os.close(descriptor)
+            return None
+        with os.fdopen(descriptor, "rb") as file:
+            return file.read(_SOURCE_LIMIT).decode("utf-8", "replace")
 
     return read
 
@@ -193,7 +202,7 @@ def _read_module(source: Source, name: str) -> _Module | None:
         return None
     try:
         tree = ast.parse(text)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     module = _Module(name, {}, {})
     top = name.partition(".")[0]
