@@ -282,3 +282,37 @@ def test_a_scheme_of_turns_is_not_followed(turns: int) -> None:
     scheduled = SimpleNamespace(num_scheduled_tokens=dict.fromkeys(names[turns:], 1), finished_req_ids=set())
     follower.follow(scheduled, 0, 0, 0, (4, 0, 4, 0, 4, 0, 0, 0, 0), [], ())
     assert follower.even is (turns <= MAX_TURNS)
+
+
+class Untouched(list):  # type: ignore[type-arg]
+    """A list that says so when somebody goes through it."""
+
+    def __iter__(self) -> object:  # type: ignore[override]
+        raise AssertionError("looked at single requests")
+
+    index = count = __getitem__ = __contains__ = __iter__  # type: ignore[assignment]
+
+
+def test_a_steady_step_looks_at_no_single_request() -> None:
+    names = [f"r{number}" for number in range(256)]
+    requests = {
+        name: SimpleNamespace(num_prompt_tokens=10, num_computed_tokens=20, _output_token_ids=[1] * 10)
+        for name in names
+    }
+    sums = Sums()
+
+    def step(number: int, lists: type[list[int]]) -> tuple[tuple[int, ...], int | None]:
+        again = SimpleNamespace(
+            req_ids=lists(names), num_computed_tokens=lists([20 + number] * 256),
+            num_output_tokens=lists([10 + number] * 256), resumed_req_ids=set(),
+        )  # fmt: skip
+        scheduled = SimpleNamespace(
+            num_scheduled_tokens=dict.fromkeys(names, 1), total_num_scheduled_tokens=256,
+            scheduled_new_reqs=[],
+            scheduled_cached_reqs=again, scheduled_spec_decode_tokens={}, finished_req_ids=set(),
+        )  # fmt: skip
+        return sums.compose(scheduled, again, number, 256, requests, [])
+
+    assert step(1, list) == ((256, 0, 256, 0, 256, 0, 256 * 22, 0, 0), None)
+    for number in range(2, 40):
+        assert step(number, Untouched) == ((256, 0, 256, 0, 256, 0, 256 * (21 + number), 0, 0), 0)
