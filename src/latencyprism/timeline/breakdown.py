@@ -29,7 +29,7 @@ with the step before."""
 LOOP = "loop"
 ON_CPU, RUN_QUEUE, THROTTLED, OFF_CPU = "on_cpu", "run_queue", "throttled", "off_cpu"
 
-# Functions that a deep dive wraps, by their last name, and the part that a call of theirs is.
+# Functions that a deep dive wraps, by their last name or with their class: the part that a call of theirs is.
 _FUNCTIONS = {
     "_update_states": INPUT,
     "_prepare_inputs": INPUT,
@@ -38,6 +38,7 @@ _FUNCTIONS = {
     "prepare_inputs": INPUT,
     "prepare_batch_tensors": INPUT,
     "_model_forward": EXECUTE,
+    "LogitsProcessor.forward": EXECUTE,
     "compute_batch": EXECUTE,
     "_sample": SAMPLE,
     "sample": SAMPLE,
@@ -46,7 +47,7 @@ _FUNCTIONS = {
     "prepare_batch_update": COPY,
 }
 # Of these a step has one at least when they are wrapped: without one nothing within the call was seen.
-_COMPUTES = frozenset(name for name, part in _FUNCTIONS.items() if part == EXECUTE)
+_COMPUTES = frozenset({"_model_forward", "compute_batch"})
 _IN_WORKERS = frozenset({"vllm"})
 """Engines whose model runs in worker processes: without a record of these nothing is known of the middle of
 a step."""
@@ -238,15 +239,18 @@ def _claims(step: Step, run: _Run | None, busy_until_ns: Mapping[str, int]) -> I
 
 
 def _called(step: Step, index: SpanIndex) -> Iterator[_Claim]:
-    """What calls of known functions say. Where the one that computes was among them, the rest of the model's
-    execution is known to be none of them."""
+    """What calls of known functions say. Where the one that computes was among them, a worker prepares its
+    inputs until then, and the rest of the model's execution is known to be none of them."""
     calls = list(index.within(step.start_ns, step.end_ns))
     names = {_function(span) for span in calls}
     lanes = {span.track[0] for span in calls if len(span.track) == 1 and span.track[0] in index.runs}
     if names & _COMPUTES and step.engine in _IN_WORKERS:
         for lane in lanes:
             for run in _overlapping(index.runs[lane], step):
-                yield _Claim(2, Part(UNEXPLAINED, run.start_ns, run.end_ns, (lane,)))
+                computes = [s.start_ns for s in calls if s.track[0] == lane and _function(s) in _COMPUTES]
+                ready_ns = min((at for at in computes if at >= run.start_ns), default=run.start_ns)
+                yield _Claim(2, Part(INPUT, run.start_ns, min(ready_ns, run.end_ns), (lane,)))
+                yield _Claim(2, Part(UNEXPLAINED, ready_ns, run.end_ns, (lane,)))
     elif "ubatch" in names:
         # From the call that decodes to its first micro-batch the batch is prepared.
         begun_ns = step.start_ns + (step.schedule_ns or 0)
@@ -356,7 +360,7 @@ def _function(span: Span) -> str:
 
 def _part_of(span: Span) -> str | None:
     name = _function(span)
-    return EXECUTE if name == "ubatch" else _FUNCTIONS.get(name)
+    return EXECUTE if name == "ubatch" else _FUNCTIONS.get(name) or _FUNCTIONS.get(span.name)
 
 
 def _number(track: str) -> int:
