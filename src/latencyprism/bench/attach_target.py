@@ -64,7 +64,13 @@ def scheduled() -> Plain:
 def request(name: str) -> Plain:
     """What a scheduler keeps of a running request."""
     return Plain(
-        request_id=name, arrival_time=0.0, num_prompt_tokens=56, _output_token_ids=[1, 2], status="RUNNING"
+        request_id=name,
+        arrival_time=0.0,
+        num_prompt_tokens=56,
+        num_computed_tokens=57,
+        num_tokens=58,
+        _output_token_ids=[1, 2],
+        status="RUNNING",
     )
 
 
