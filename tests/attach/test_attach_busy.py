@@ -36,7 +36,7 @@ def test_cycles_leave_a_busy_target_right_and_as_it_was(any_python: str) -> None
     figures = run_stand_in(any_python, 20)
     assert (figures["crashes"], figures["hangs"], figures["wrong"]) == (0, 0, 0)
     assert figures["left"] == [] and figures["leftovers"] == 0
-    assert figures["attached"] == 20 and figures["silent"] == 0 and figures["probe_errors"] == 0
+    assert figures["attached"] == 20 and figures["silent"] == 0
     assert figures["compared"]["attribute"] > 10 and figures["compared"]["mapping"] > 10
     assert all(figures["iterations"].values())
     stopped = figures["routes"].keys() & {"pending", "gil"}
