@@ -40,7 +40,7 @@ def _by_pack(replica: Replica, entry: PackRange) -> tuple[list[str], list[str]]:
     missing = []
     if "worker" in roles:
         seen.append(f"the model's execution in each worker ({roles.count('worker')})")
-    elif "worker" in entry.fields:
+    elif "execute" in entry.hooks:  # elsewhere the engine process runs the model itself
         missing.append("the model's execution: no worker of it was found")
     if "preempt" not in entry.hooks and "update" in entry.hooks:
         missing.append(f"preemptions (not told by {replica.engine} of this version)")
