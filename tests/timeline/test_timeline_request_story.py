@@ -114,6 +114,8 @@ def test_decoding_is_divided_into_own_work_mates_prompts_and_stalls() -> None:
     for number in range(20):
         engine.run(*([1000] if number == 4 else []), decodes=5, stall=60 * MS if number == 9 else 0)
     last = engine.steps[-1]
+    slow = first.step + 10
+    engine.steps[slow] = engine.steps[slow]._replace(runqueue_ns=55 * MS)
     mine = engine.request(6, arrival, first, first, last, prompt_tokens=50)._replace(
         slowest_step=first.step + 10, max_itl_ns=engine.steps[first.step + 10].end_ns
         - engine.steps[first.step + 9].end_ns,
@@ -124,6 +126,8 @@ def test_decoding_is_divided_into_own_work_mates_prompts_and_stalls() -> None:
     assert told["others_prefill"] == pytest.approx(20, rel=0.1)
     assert told["own"] == pytest.approx(20 * (BASE + DECODE) / MS, rel=0.1)
     assert told["between_steps"] == pytest.approx(2.0, rel=0.01)
+    decode = story.stretch("decode")
+    assert decode is not None and decode.meanwhile == {"runqueue_ns": 55 * MS}
     assert story.largest_pause is not None and story.largest_pause[0].step == first.step + 10
     assert story.largest_pause[1].parts["stall"] == pytest.approx(60 * MS, rel=0.1)
 

@@ -24,8 +24,13 @@ from latencyprism.timeline.request_story import (
 # How engines make the id they know a request by from the one its client gave.
 _FORMS = ("{}", "cmpl-{}-0", "cmpl-{}", "chatcmpl-{}")
 _LOOKED_AT = 400
-_LEAST_SHARE = 0.02
+_LEAST_SHARE = 0.04
 
+_MEANWHILE = {
+    "runqueue_ns": "the engine's threads waited {} for a CPU",
+    "throttled_ns": "its quota held it up for {}",
+    "gc_ns": "Python's garbage collection took {}",
+}
 _IN_QUEUE = {
     OTHERS_PREFILL: "behind prompts of others",
     MATES: "while others decoded",
@@ -91,7 +96,7 @@ def tell(story: Story) -> Iterator[str]:
             continue
         count = "1 step" if stretch.steps == 1 else f"{stretch.steps} steps"
         steps = f" in {count}" if stretch.name != "queue" and stretch.steps else ""
-        yield f"  {stretch.name} {_length(stretch.ns)}{steps}: {_parts(stretch, words)}"
+        yield f"  {stretch.name} {_length(stretch.ns)}{steps}: {_parts(stretch, words)}{_meanwhile(stretch)}"
     yield from _pauses(story)
 
 
@@ -103,7 +108,7 @@ def _pauses(story: Story) -> Iterator[str]:
         step, stretch = story.largest_pause
         yield (
             f"  longest wait for a token {_length(stretch.ns)}, ended by step {step.step}: "
-            f"{_parts(stretch, _IN_BATCH)}"
+            f"{_parts(stretch, _IN_BATCH)}{_meanwhile(stretch)}"
         )
 
 
@@ -154,6 +159,15 @@ def _parts(stretch: Stretch, words: dict[str, str]) -> str:
     return ", ".join(f"{_length(ns)} {text}" for ns, text in shown) or "nothing is known of it"
 
 
+def _meanwhile(stretch: Stretch) -> str:
+    said = [
+        words.format(_length(ns))
+        for column, words in _MEANWHILE.items()
+        if (ns := stretch.meanwhile.get(column, 0)) >= _LEAST_SHARE * stretch.ns
+    ]
+    return f"; meanwhile {', '.join(said)}" if said else ""
+
+
 def _said(stretch: Stretch, words: dict[str, str]) -> list[tuple[int, str]]:
     found = []
     for part, ns in stretch.parts.items():
@@ -184,7 +198,7 @@ def _times(count: int) -> str:
 
 
 def as_json(story: Story) -> dict[str, Any]:
-    """The record's columns, and ``stretches[{name, ns, parts, steps, others_prefill_tokens, behind}]``."""
+    """The record's columns, and ``stretches[{name, ns, parts, steps, meanwhile, behind, ...}]``."""
     pause = story.largest_pause
     return {
         **story.request._asdict(),
@@ -203,5 +217,6 @@ def _stretch_json(stretch: Stretch) -> dict[str, Any]:
         "parts": stretch.parts,
         "steps": stretch.steps,
         "others_prefill_tokens": stretch.others_prefill_tokens,
+        "meanwhile": stretch.meanwhile,
         "behind": None if stretch.worst is None else name(stretch.worst),
     }

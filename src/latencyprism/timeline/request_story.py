@@ -26,6 +26,7 @@ OWN, OTHERS_PREFILL, MATES, STALL, BETWEEN, UNSEEN = (
 """``own``: steps as they would have been for this request alone; ``batch_mates``: what the decoding of others
 added; ``between_steps``: no step was under way; ``unseen``: the steps are not in the capture."""
 
+MEANWHILE = ("runqueue_ns", "throttled_ns", "gc_ns")
 FEWEST_STEPS = 30
 _ROUNDS = 40
 
@@ -48,7 +49,9 @@ class StepPrice(NamedTuple):
 @dataclass(slots=True)
 class Stretch:
     """``name``: ``queue``, ``prefill``, ``decode`` or ``output``; ``parts`` in ns, adding up to ``ns``.
-    ``worst``: the request whose prompt is behind most of ``others_prefill``, where the capture holds it."""
+    ``worst``: the request whose prompt is behind most of ``others_prefill``, where the capture holds it;
+    ``meanwhile``: what the steps in it say of their threads and interpreter, ns by column (within the parts,
+    not beside them)."""
 
     name: str
     ns: int
@@ -56,6 +59,7 @@ class Stretch:
     steps: int = 0
     others_prefill_tokens: int = 0
     worst: Request | None = None
+    meanwhile: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -206,6 +210,7 @@ class Teller:
                 parts[UNSEEN] += until - at
                 at = until
         others = 0
+        meanwhile: dict[str, float] = defaultdict(float)
         for step, own in zip(steps, shares):
             begun, ended = max(step.start_ns, at), min(step.end_ns, end_ns)
             if ended <= begun:
@@ -214,11 +219,16 @@ class Teller:
                 parts[BETWEEN] += begun - at
             at = ended
             others += (step.prefill_tokens or 0) - own
+            within = (ended - begun) / step.duration_ns
             for part, ns in self._divide(step, own, takes_part).items():
-                parts[part] += ns * (ended - begun) / step.duration_ns
+                parts[part] += ns * within
+            for column in MEANWHILE:
+                meanwhile[column] += (getattr(step, column) or 0) * within
         if end_ns > at:
             parts[BETWEEN] += end_ns - at
-        return Stretch(name, end_ns - start_ns, _rounded(parts, end_ns - start_ns), len(steps), others)
+        told = {column: round(ns) for column, ns in meanwhile.items() if ns >= 0.5}
+        found = _rounded(parts, end_ns - start_ns)
+        return Stretch(name, end_ns - start_ns, found, len(steps), others, meanwhile=told)
 
     def _divide(self, step: Step, own_tokens: int, takes_part: bool) -> dict[str, float]:
         """A step's duration by cause."""
