@@ -29,17 +29,17 @@ def test_a_file_that_is_no_library_is_missing_too(tmp_path) -> None:  # type: ig
 
 def test_a_hanging_driver_costs_one_wait_and_one_warning(build: Build) -> None:
     path = build("nvml", "-DHANG")
-    watch = module.Watch("nvidia", 0.2, lambda: Nvidia(path))
+    watch = module.Watch("nvidia", 1.0, lambda: Nvidia(path))
     assert len(watch.devices) == 1 and watch.warning is None
     begun = time.monotonic()
     assert watch.telemetry(watch.devices[0]) is None
     first_s = time.monotonic() - begun
     warning = watch.warning
-    assert 0.2 <= first_s < 1.0 and warning is not None and "did not answer within 0.2 s" in warning
+    assert 1.0 <= first_s < 5.0 and warning is not None and "did not answer within 1 s" in warning
     begun = time.monotonic()
     assert watch.telemetry(watch.devices[0]) is None and watch.processes(watch.devices[0]) is None
     watch.close()
-    assert time.monotonic() - begun < 0.1 and watch.warning == warning
+    assert time.monotonic() - begun < 0.8 and watch.warning == warning
 
 
 def test_a_driver_that_answers_with_errors_is_told_once_and_null(build: Build) -> None:
@@ -75,7 +75,7 @@ def test_the_survey_goes_on_after_a_vendor_that_fails(monkeypatch: pytest.Monkey
     monkeypatch.setattr(module, "VENDORS", vendors)
     begun = time.monotonic()
     seen, warnings = module.survey(0.5, tuple(vendors))
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 10
     assert seen[0].device.vendor == "broken" and seen[0].telemetry is None and seen[0].processes is None
     assert seen[-1].device.vendor == "cpu" and seen[-1].telemetry is not None
     assert len(warnings) == 2
