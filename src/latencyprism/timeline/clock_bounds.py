@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ RESOLUTION_NS = 1.0
 """A clock that shows R has reached R and not yet R + 1."""
 SLACK_NS = 4.0
 """For rounding, and for facts that touch."""
+WORTH_KEEPING = 0.1
 FAR_NS = 1e18
 """Further than any two clocks of ours lie apart: not known."""
 
@@ -79,14 +81,18 @@ class Epoch:
             self._thin(facts, fact.most, limits)
 
     def _thin(self, facts: Facts, most: bool, limits: Limits) -> None:
-        """Of each two neighbours in the older half the one that says more stays: that of the lesser delay."""
+        """Of two close neighbours in the older half the one that says more stays: that of the lesser delay.
+        The oldest stays, and so do those that stand apart."""
         order = sorted(range(len(facts.at)), key=facts.at.__getitem__)
         slope = self.slope(limits) or 0.0
-        half = len(order) // 2 & ~1
-        kept = []
-        for pair in zip(order[0:half:2], order[1:half:2]):
+        half = len(order) // 2 | 1
+        pairs = list(zip(order[1:half:2], order[2:half:2]))
+        close = 4 * median(facts.at[later] - facts.at[earlier] for earlier, later in pairs)
+        kept = order[:1]
+        for pair in pairs:
             tight = {place: facts.bound[place] - slope * facts.at[place] for place in pair}
-            kept.append((min if most else max)(tight, key=tight.__getitem__))
+            better = (min if most else max)(tight, key=tight.__getitem__)
+            kept += [better] if facts.at[pair[1]] - facts.at[pair[0]] <= close else pair
         kept += order[half:]
         facts.at[:], facts.bound[:] = [facts.at[i] for i in kept], [facts.bound[i] for i in kept]
 
@@ -95,6 +101,12 @@ class Epoch:
         if fact.most:
             return fact.offset < self._least(fact.at, limits) - slack
         return fact.offset > self._most(fact.at, limits) + slack
+
+    def tightens(self, fact: Fact, limits: Limits) -> bool:
+        """Does it say clearly more than the others already do? What does not would only crowd them out."""
+        lower, upper = self.offset(fact.at, limits)
+        gain = upper - fact.offset if fact.most else fact.offset - lower
+        return gain > WORTH_KEEPING * (upper - lower)
 
     def slope(self, limits: Limits) -> float | None:
         """How fast the other clock gains on ours, by the middle of what is known at both ends."""

@@ -154,7 +154,7 @@ class ClockTrack:
         epoch = next((one for one in self._epochs if one.first <= fact.at <= one.last), None)
         if epoch is None or epoch.contradicts(fact, self.limits):
             self.refused += 1
-        else:
+        elif epoch.tightens(fact, self.limits):
             epoch.add(fact, self.limits)
 
     # -- answers ---------------------------------------------------------------------------------
