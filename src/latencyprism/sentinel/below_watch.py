@@ -182,7 +182,9 @@ class BelowWatch:
 
     def describe(self) -> dict[str, Any]:
         """What it cost and what it missed: the running estimate as a share of all CPUs."""
-        share = (self._deeper if self._deep else self._always).budget.share
+        always, deeper = self._always.budget.share, self._deeper.budget.share
+        # A short recording is deep all the time.
+        share = deeper if self._deep or always is None else always
         return {
             "estimated_share": None if share is None else round(share, 6),
             "budget": ALWAYS_SHARE,
