@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         "capture": str(path),
         "bytes": result.get("bytes"),
         "steps": result.get("steps", watch.counts.steps),
+        "requests": result.get("requests"),
         "lost": lost,
     }
     if args.json:
