@@ -149,12 +149,26 @@ def test_parts_of_work_among_idle_turns_are_still_parts() -> None:
     assert found.witness is not None and found.witness.function.name == "work"
 
 
+def test_few_slow_iterations_are_not_passed_over_for_their_parts() -> None:
+    whole = steps(4, length_ms=500.0)
+    layers = [part for k in range(4) for part in parts(whole, k / 4, (k + 0.99) / 4)]
+    found = judge(
+        [
+            Watched(candidate("step"), calls(*whole)),
+            Watched(candidate("layer"), tuple(sorted(layers, key=lambda call: call.start_ns))),
+        ],
+        WINDOW_NS,
+        1.0,
+    )
+    assert found is not None and found.anchor.function.name == "step" and found.confidence < 0.7
+
+
 def test_what_overlaps_itself_is_hot_or_rare_is_never_chosen() -> None:
     whole = steps(60)
     overlapping = calls(*((a, b + 30) for a, b in whole))
     assert judge([Watched(candidate("handler"), overlapping)], WINDOW_NS, 1.0) is None
     assert judge([Watched(candidate("hot"), calls(*whole), hot=True)], WINDOW_NS, 1.0) is None
-    assert judge([Watched(candidate("rare"), calls(*whole[:3]))], WINDOW_NS, 1.0) is None
+    assert judge([Watched(candidate("rare"), calls(*whole[:2]))], WINDOW_NS, 1.0) is None
     assert judge([], WINDOW_NS, 1.0) is None
 
 

@@ -11,7 +11,8 @@ from statistics import fmean, median, mode
 from latencyprism.attach.stacks import COROUTINE
 from latencyprism.timeline.anchor_candidates import Candidate
 
-FEWEST_CALLS = 5
+FEWEST_CALLS, FEW_CALLS = 3, 10
+"""Below the second a judgement is less sure; one made without an iteration that was slow would be wrong."""
 FASTEST_PER_S = 1000.0
 OVERLAPPING = 0.02
 WITHIN = 0.95
@@ -272,6 +273,9 @@ def _judgement(
             )
             sure *= 0.9
             break
+    if calls < FEW_CALLS:
+        sure *= 0.5 + 0.5 * calls / FEW_CALLS
+        reasons.append("few calls were seen")
     if typical < SHORTEST_STEP_NS:
         sure *= 0.4
         reasons.append("its calls are shorter than any engine's iteration")
