@@ -3,8 +3,11 @@ holds."""
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
+from latencyprism.agent.probe import budget
 from latencyprism.records import ring
 
 pytestmark = pytest.mark.attach_safety
@@ -101,7 +104,7 @@ def test_essential_hooks_go_last_above_the_hard_limit(start, python, monkeypatch
     target = start(SCRIPT, python)
     before = target.ask("[repr(v) for v in vars(Loop).values() if callable(v)]")
     session = attach(target, monkeypatch, essential=600, dear=100)
-    target.ask("go(900, 1500)")
+    target.ask("go(1500, 1500)")
     assert session.over_budget and not session.live
     assert "nothing left to drop" in session.ring.message()
     assert session.ring.readings_off()[0] == "dear"
@@ -154,3 +157,58 @@ def test_a_process_without_steps_has_a_budget_of_the_time_that_passes(start, mon
     session.ring.set_header(ring.H_BUDGET_PPM, 30_000)
     target.ask("go(400, 1000)")
     assert session.health()["readings_off"] == ["dear"] and session.live
+
+
+class Account:
+    """A probe as its budget sees it: one hook that took ``cost_ns`` in every window."""
+
+    def __init__(self, cost_ns: int) -> None:
+        self.words = [0] * 512
+        self.words[ring.H_BUDGET_PPM] = 3_000
+        self.removed: list[int] = []
+        self.said: list[str] = []
+        self.cost_ns = cost_ns
+        self.hooks: list[object] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def remove(self, state: int) -> None:
+        self.removed.append(state)
+
+
+def windows(account: Account, count: int, on_processor: float) -> budget.Budget:
+    """So many windows of steps of 2 ms, each with the probe's cost in it."""
+    judged = budget.Budget(account)
+    judged.close_window = lambda: account.cost_ns  # type: ignore[method-assign]
+    judged.share_on_processor = lambda: on_processor  # type: ignore[method-assign]
+    for number in range(count * budget.WINDOW_STEPS):
+        judged.busy(number * 2_000_000, (number + 1) * 2_000_000)
+    return judged
+
+
+DEAR_NS = 200_000 * budget.WINDOW_STEPS  # 10 % of steps of 2 ms
+
+
+def test_time_that_others_took_is_not_the_probes() -> None:
+    account = Account(DEAR_NS)
+    windows(account, 20, on_processor=0.15)
+    assert account.removed == [] and account.said == []
+
+
+def test_hard_limit_needs_some_windows_in_a_row() -> None:
+    account = Account(DEAR_NS)
+    windows(account, budget.HARD_WINDOWS - 1, on_processor=1.0)
+    assert account.removed == []
+    account = Account(DEAR_NS)
+    windows(account, budget.HARD_WINDOWS + 2, on_processor=1.0)
+    assert account.removed
+
+
+def test_share_on_processor_is_read_from_the_thread_itself() -> None:
+    judged = budget.Budget(Account(0))
+    assert judged.share_on_processor() == 1.0  # nothing to compare with yet
+    until = time.perf_counter() + 0.05
+    while time.perf_counter() < until:
+        pass
+    assert 0.0 < judged.share_on_processor() <= 1.0

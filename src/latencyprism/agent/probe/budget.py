@@ -6,7 +6,7 @@ that neither a cold start nor one pause counts.
 """
 
 # [cut
-from latencyprism.agent.probe.prelude import now_ns
+from latencyprism.agent.probe.prelude import get_ident, now_ns, os
 from latencyprism.records.ring import (
     H_BUDGET_PPM,
     H_READINGS_OFF,
@@ -26,6 +26,9 @@ HARD_LIMIT_PPM = 50_000
 """Above this share of the step time, with every optional reading gone, the probe removes itself."""
 PRICE_WRAPPER_NS, PRICE_MONITOR_NS = 250, 450
 """Of one observed call, beyond what is measured between its own time stamps."""
+HARD_WINDOWS = 4
+"""Windows in a row above the hard limit that end the watch: to be blind is worse than to cost too much for a
+second or two."""
 SLOW_NS, HOPELESS_NS = 20_000_000, 100_000_000
 STALLS_PART, STALLS_TIMES, STALLS_FLOOR_NS = 20, 8, 50_000
 """A call that takes ``STALLS_TIMES`` the mean of the window before, and ``STALLS_FLOOR_NS``, is a stall.
@@ -56,8 +59,9 @@ class Budget:
     def __init__(self, probe):
         self.probe = probe
         self.readings = {}
-        self.steps = self.busy_ns = self.last_end_ns = self.over = 0
+        self.steps = self.busy_ns = self.last_end_ns = self.over = self.over_hard = 0
         self.told = False
+        self.scheduled = (0, 0, 0)
         self.since_ns = now_ns()
         self.stepless = True
 
@@ -91,13 +95,14 @@ class Budget:
             self.judge()
 
     def judge(self):
-        spent = self.close_window()
+        spent = int(self.close_window() * self.share_on_processor())
         steps, busy_ns = self.steps, self.busy_ns
         self.steps = self.busy_ns = 0
         words = self.probe.words
         share = spent * 1_000_000 // max(busy_ns, 1)
         words[H_SHARE_PPM] = share
         allowed = max(busy_ns * words[H_BUDGET_PPM] // 1_000_000, FLOOR_NS * steps)
+        self.over_hard = self.over_hard + 1 if share > HARD_LIMIT_PPM else 0
         if spent <= allowed:
             self.over = 0
             return
@@ -116,12 +121,32 @@ class Budget:
                 "over budget (%.2f %% of the step time, %.0f us a step), no longer read: %s"
                 % (share / 1e4, total / steps / 1e3, ", ".join(dropped))
             )
-        elif share > HARD_LIMIT_PPM:
+        elif share > HARD_LIMIT_PPM and self.over_hard >= HARD_WINDOWS:
             self.probe.say("over budget: %.1f %% of the step time with nothing left to drop" % (share / 1e4))
             self.probe.remove(STATE_OVER_BUDGET)
-        elif not self.told:
+        elif not self.told and share <= HARD_LIMIT_PPM:
             self.told = True
             self.probe.say("over budget: %.2f %% of the step time, nothing optional is left" % (share / 1e4))
+
+    def share_on_processor(self):
+        """Of the time in which this thread could run, the share in which it did, since the last call.
+
+        What the probe measures is time that passes; where processors are taken, most of it is not the
+        probe's but somebody else's, and it must not leave just then."""
+        thread, ran_ns, waited_ns = get_ident(), 0, 0
+        try:
+            fd = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                ran_ns, waited_ns = map(int, os.read(fd, 64).split()[:2])
+            finally:
+                os.close(fd)
+        except (OSError, ValueError):
+            pass  # not told by this kernel: what passes counts in full
+        before, self.scheduled = self.scheduled, (thread, ran_ns, waited_ns)
+        ran_ns, waited_ns = ran_ns - before[1], waited_ns - before[2]
+        if before[0] != thread or ran_ns <= 0 or waited_ns <= 0:
+            return 1.0
+        return ran_ns / (ran_ns + waited_ns)
 
     def close_window(self):
         """The probe's own time in the window that ends, ns; that of each reading in its ``window_ns``."""
