@@ -72,6 +72,7 @@ def _vllm(env: EngineEnv, model: Path, port: int, options: Options) -> Launch:
         # shared cores steps of 0.2-0.7 s were then seen in one of ten, about a third of that when they poll
         # without yielding; it is believed that a fair scheduler makes a task that yielded often wait long.
         "VLLM_USE_SPINLOOP_EXT": "1",
+        "PYTHONPATH": str(INSIDE / "vllm_site"),  # that extension loses references: see there
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_DO_NOT_TRACK": "1",
         **options.environ,
