@@ -207,6 +207,6 @@ def test_disturbance_is_alerted_captured_and_diagnosed(llama_server: Server, tmp
     verdicts = [e for e in events if e["event"] == "verdict"]
     captures = [e for e in events if e["event"] == "capture"]
     assert captures and all(Path(e["path"]).stat().st_size > 10_000 for e in captures)
-    assert {e["alert"] for e in verdicts} == {e["alert"] for e in captures}, captures
+    assert {e["alert"] for e in verdicts} == {e["alert"] for e in captures}, json.dumps(captures)
     assert all(e["verdict"]["cause"] for e in verdicts)
     assert stopped > 0
