@@ -2,7 +2,7 @@
 
 The spin loop of vLLM 0.32 (``VLLM_USE_SPINLOOP_EXT``) calls a function and gives its result back to nobody:
 of ``True`` one reference is lost a call, two a step. Before CPython 3.12, where bools became immortal,
-EngineCore ends after some 39,000 steps ("bool_dealloc"), watched or not. A long benchmark needs more than that.
+EngineCore ends after some 39,000 steps ("bool_dealloc"), watched or not. A long benchmark needs more.
 """
 
 import ctypes
