@@ -363,12 +363,15 @@ class Watcher:
         watch.attachment.close()
         for capture in [c for c in self._captures if c.watch is watch]:
             self._captures.remove(capture)
+            known = capture.verdict
             capture.abandon()
-            self._finished_quietly(capture)
+            self._finished_quietly(capture, told=known is not None)
         watch.close()
 
-    def _finished_quietly(self, capture: IncidentCapture) -> None:
+    def _finished_quietly(self, capture: IncidentCapture, *, told: bool) -> None:
         try:
+            if capture.verdict is not None and not told:
+                self._say_verdict(capture)
             self._finished(capture)
         except BrokenPipeError:
             self._say(f"capture written: {capture.path}")
