@@ -8,8 +8,8 @@ clang=${CLANG:-$(command -v clang-14 || command -v clang)}
 strip=${LLVM_STRIP:-$(command -v llvm-strip-14 || command -v llvm-strip)}
 cd "$here"
 
-build() { # SOURCE OBJECT [DEFINE]
-    "$clang" -O2 -g -Wall -Werror -target bpf -mcpu=v3 ${3:+"-D$3"} -c "$1" -o "$out/$2"
+build() { # SOURCE OBJECT [DEFINE]; the object names its source, but not the folder that it was built in
+    "$clang" -ffile-prefix-map="$here"=. -O2 -g -Wall -Werror -target bpf -mcpu=v3 ${3:+"-D$3"} -c "$1" -o "$out/$2"
     "$strip" -g "$out/$2"
 }
 

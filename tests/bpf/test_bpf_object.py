@@ -34,6 +34,13 @@ def test_objects_were_built_from_the_sources_that_are_here() -> None:
         )
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_objects_do_not_tell_where_they_were_built(name: str) -> None:
+    assert b"\0/" not in b"\0".join(
+        section.data for section in parse_object(read_object(name)).sections if section.name == ".BTF"
+    )
+
+
 @pytest.mark.skipif(not shutil.which("clang-14"), reason="clang-14 is not installed")
 def test_rebuilding_gives_the_same_code(tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "scripts" / "build_bpf.sh"
