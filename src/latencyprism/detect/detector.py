@@ -106,8 +106,11 @@ class Detector:
         stall_page = False
         if stall:
             limit = self._for_length(noise.far_tail.limit(page.stall_rarity), found.ms, work)
-            stall_page = over > (page.stall_floor if page.stall_floor > limit else limit)
-            stall_page = stall_page and found.ms * (exp(stretch) - 1.0) >= settings.page_stall_ms
+            # Drift is learned on steps that only decode. That these have become faster promises little of a
+            # prompt's time: to page, such a step must be late by the expectation before drift, too.
+            head = found.drift if work.prefill and found.drift < 0.0 else 0.0
+            stall_page = over + head > (page.stall_floor if page.stall_floor > limit else limit)
+            stall_page = stall_page and found.ms * (exp(stretch) - exp(-head)) >= settings.page_stall_ms
         far, wander, variance = noise.far, noise.wander, noise.long_run_variance()
         fast = slow = residual - allowance - self._lower_level(work, residual)
         if stall and not self._stalled:
