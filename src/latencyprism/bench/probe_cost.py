@@ -21,6 +21,7 @@ from latencyprism.lab.launch import Options
 from latencyprism.lab.load import Load
 from latencyprism.lab.profiles import Length, Profile
 from latencyprism.records import Step
+from latencyprism.sentinel.priority import OnTime
 from latencyprism.sentinel.targets import attach
 from latencyprism.timeline.python_source import PythonSource
 
@@ -42,7 +43,9 @@ def run(engine: str, running: Sequence[int], seed: int, say: Callable[[str], Non
             raise PrismError(f"{engine} is not watched by a probe inside it")
         source.allow(1_000_000)
         try:
-            levels = {str(level): _level(server, source, level, seed, say) for level in sorted(running)}
+            # Beside engines that spin, an ordinary reader can be held up for longer than the probe's lease.
+            with OnTime():
+                levels = {str(level): _level(server, source, level, seed, say) for level in sorted(running)}
         finally:
             attachment.close()
     means = [figures["mean"] for figures in levels.values()]
