@@ -28,6 +28,8 @@ NEW_ROOT_AFTER = 8
 _KINDS = {1: "latin-1", 2: "utf-16-le", 4: "utf-32-le"}
 _NO_CODE_OWNER = 3
 """From here on: a frame that C put on the stack as a mark; it runs no Python code."""
+_MARK = "<interpreter trampoline>"
+"""The code that CPython 3.12 gives to those frames."""
 _TAGS = 7
 """Low bits of a reference that are no part of the address (3.14 and later; zero before)."""
 _WORD = struct.Struct("<Q")
@@ -317,6 +319,8 @@ class StackReader:
             _INT.unpack_from(raw, layout["code.flags"])[0],
         )
         if not function.qualname.endswith(function.name):
+            raise _Torn
+        if function.name == _MARK:  # such a frame is known by its owner: this one was read while it was written
             raise _Torn
         self._code_type = kind
         self._functions[address] = function
