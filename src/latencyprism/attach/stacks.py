@@ -30,6 +30,8 @@ _NO_CODE_OWNER = 3
 """From here on: a frame that C put on the stack as a mark; it runs no Python code."""
 _MARK = "<interpreter trampoline>"
 """The code that CPython 3.12 gives to those frames."""
+_RESUMED = 0x20 | 0x80 | 0x200
+"""Flags of the code of generators and coroutines: somebody resumes them, they are never outermost."""
 _TAGS = 7
 """Low bits of a reference that are no part of the address (3.14 and later; zero before)."""
 _WORD = struct.Struct("<Q")
@@ -248,6 +250,8 @@ class StackReader:
             address = _word(state, layout["thread.frame"])
         frames = self._chain(address, known, path)
         self._last[thread.address] = path[:PIECES_LIMIT]
+        if frames and self._functions[frames[-1].code].flags & _RESUMED:
+            raise _Torn
         self._same_root(thread.address, path[-1])
         frames.reverse()
         return tuple(frames)
@@ -320,7 +324,7 @@ class StackReader:
         )
         if not function.qualname.endswith(function.name):
             raise _Torn
-        if function.name == _MARK:  # such a frame is known by its owner: this one was read while it was written
+        if function.name == _MARK:  # is told by its owner: read while it was written
             raise _Torn
         self._code_type = kind
         self._functions[address] = function
