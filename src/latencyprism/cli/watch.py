@@ -11,15 +11,28 @@ import argparse
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 from latencyprism.cli.options import add_duration, add_pid
 from latencyprism.errors import BadInput
+from latencyprism.sentinel.attendant import Attendant
 from latencyprism.sentinel.sinks import JsonLines, Webhook
 from latencyprism.sentinel.steplog import StepLog
 from latencyprism.sentinel.watcher import Watcher, WatchOptions
 
 NAME = "watch"
 HELP = "alert when a batch takes longer than its workload explains"
+
+
+class Topic(Protocol):
+    """A module with options of its own that wires something into the watch."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def attendants(self, args: argparse.Namespace) -> list[Attendant]: ...
+
+
+TOPICS: tuple[Topic, ...] = ()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fail-on-alert", action="store_true", help="exit 4 if a page-level alert was raised"
     )
+    for topic in TOPICS:
+        topic.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -69,7 +84,8 @@ def run(args: argparse.Namespace) -> int:
         deep=not args.no_deep,
         realtime=not args.no_realtime,
     )
-    watcher = Watcher(options, out, webhook=webhook, say=say)
+    attendants = [attendant for topic in TOPICS for attendant in topic.attendants(args)]
+    watcher = Watcher(options, out, webhook=webhook, say=say, attendants=attendants)
     try:
         watcher.attach_all()
         summary = watcher.run()

@@ -5,10 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import select
-import signal
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +16,14 @@ from latencyprism.engines.discovery import Replica, discover
 from latencyprism.engines.unknown import discover_any, successors
 from latencyprism.errors import PrismError, TargetRefused
 from latencyprism.host.neighbours import Neighbours
-from latencyprism.recorder.trigger import Decision, WhenToCapture
 from latencyprism.records import Alert
 from latencyprism.records.alert import LEVELS
+from latencyprism.sentinel.attendant import Attendant, Attendants, Raised
+from latencyprism.sentinel.captures import Captures
 from latencyprism.sentinel.incident_capture import IncidentCapture
 from latencyprism.sentinel.priority import OnTime
 from latencyprism.sentinel.replica_watch import ReplicaWatch
+from latencyprism.sentinel.signals import SignalPipe
 from latencyprism.sentinel.sinks import JsonLines, Webhook
 from latencyprism.sentinel.steplog import StepLog
 from latencyprism.sentinel.targets import attach
@@ -33,9 +33,6 @@ NEIGHBOURS_PERIOD_S = 1.0
 LEASE_PERIOD_S = 0.5
 SEARCH_PERIOD_S = 1.0
 MAX_SLEEP_S = 0.1
-INCIDENT_QUIET_S = 10.0
-PER_HOUR = {"evidence": 6, "page": 30}
-EVIDENCE_AFTER_STEPS = 500
 
 
 @dataclass
@@ -62,6 +59,13 @@ class WatchSummary:
     """How often the watch ran for too long at real-time priority and was made ordinary."""
     captures: list[str] = field(default_factory=list)
 
+    def count(self, alert: Alert) -> None:
+        """One that no detector raised."""
+        if alert.level == "page":
+            self.page += 1
+        else:
+            self.evidence += 1
+
 
 class Watcher:
     """``run`` returns when the duration is over, on SIGINT or SIGTERM, or when ``stop`` was called; every
@@ -72,6 +76,7 @@ class Watcher:
         say: Callable[[str], None] = lambda text: None,
         on_alert: Callable[[Alert], None] = lambda alert: None,
         on_verdict: Callable[[IncidentCapture], None] = lambda capture: None,
+        attendants: Sequence[Attendant] = (),
     ) -> None:  # fmt: skip
         self.options = options
         self.summary = WatchSummary()
@@ -80,15 +85,12 @@ class Watcher:
         self._webhook = webhook
         self._say = say
         self._on_alert = on_alert
-        self._on_verdict = on_verdict
         self._epoll = select.epoll()
         self._registered: dict[int, ReplicaWatch] = {}
-        self._captures: list[IncidentCapture] = []
-        # A page is captured even where evidence of the same trouble was captured before.
-        self._triggers = {
-            level: WhenToCapture(levels=(level,), quiet_s=INCIDENT_QUIET_S, per_hour=PER_HOUR[level])
-            for level in options.capture_levels
-        }
+        self.captures = Captures(
+            options.captures, options.capture_levels, out, say, on_verdict, deep=options.deep
+        )
+        self._attendants = Attendants(attendants, out.event, say)
         self._refused: set[Identity] = set()
         self._gone: list[Replica] = []
         self._stop = False
@@ -124,7 +126,7 @@ class Watcher:
         # Garbage of start-up is never garbage again; collections of young objects are short.
         gc.collect()
         gc.freeze()
-        signals = _SignalPipe(self._epoll, self.stop)
+        signals = SignalPipe(self._epoll, self.stop)
         watched = [pid for watch in self.watches for pid in watch.replica.pids]
         self._neighbours = Neighbours(exclude=[os.getpid(), *watched])
         try:
@@ -141,7 +143,7 @@ class Watcher:
             gc.unfreeze()
         return self.summary
 
-    def _loop(self, on_time: OnTime, signals: _SignalPipe) -> None:
+    def _loop(self, on_time: OnTime, signals: SignalPipe) -> None:
         begun = time.monotonic()
         end = None if self.options.duration_s is None else begun + self.options.duration_s
         host_at = lease_at = search_at = neighbours_at = begun
@@ -151,8 +153,8 @@ class Watcher:
             if any(fd == signals.fd for fd, _ in ready):
                 signals.drain()
             self._poll_all()
-            if self._captures:
-                self._advance_captures()
+            if self.captures.under_way:
+                self.captures.advance()
             now = time.monotonic()
             if now >= host_at:
                 host_at = now + HOST_PERIOD_S
@@ -179,47 +181,39 @@ class Watcher:
             window, alerts = watch.poll()
             for alert in alerts:
                 self._raise(watch, alert, _end_of(window.steps, alert.step))
+            if self._attendants:
+                self._attendants.window(watch, window, alerts)
             if self.options.steps is not None:
                 for step in window.steps:
                     self.options.steps.write(step)
 
     def _raise(self, watch: ReplicaWatch, alert: Alert, end_ns: int | None) -> None:
         """Emission comes first; all that costs time comes after it."""
-        now_ns = time.monotonic_ns()
-        decision = None
-        if self.options.captures is not None:
-            decision = self._decide(watch, alert, now_ns)
-            if decision is not None and decision.capture:
-                alert.capture = str(self.options.captures / f"{alert.id}.pftrace")
-            else:
-                under_way = next((c for c in self._captures if c.watch is watch and c.open), None)
-                alert.capture = str(under_way.path) if under_way else None
+        begin = self.captures.choose(watch, alert, time.monotonic_ns())
         if end_ns is not None:
             alert.delay_ms = round((time.monotonic_ns() - end_ns) / 1e6, 3)
         self._out.write(alert.to_json())
         if self._webhook is not None:
             self._webhook.offer(alert)
         self._on_alert(alert)
-        if decision is not None and decision.capture and alert.capture is not None:
-            self._begin_capture(watch, alert, Path(alert.capture))
+        if begin:
+            self.captures.begin(watch, alert)
         else:
-            for capture in self._captures:
-                if capture.watch is watch and capture.open:
-                    capture.add_alert(alert)
+            self.captures.add_alert(watch, alert)
+        if self._attendants:
+            self._attendants.alert(watch, alert)
 
-    def _decide(self, watch: ReplicaWatch, alert: Alert, now_ns: int) -> Decision | None:
-        """A page is always worth a capture; evidence only once the expectation has something to stand on."""
-        if alert.level == "evidence" and watch.counts.steps < EVIDENCE_AFTER_STEPS:
-            return None
-        trigger = self._triggers.get(alert.level)
-        return trigger.on_alert(alert, now_ns) if trigger is not None else None
-
-    def _begin_capture(self, watch: ReplicaWatch, alert: Alert, path: Path) -> None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._captures.append(IncidentCapture(watch, alert, path, deep=self.options.deep))
-        except (PrismError, OSError) as error:
-            self._say(f"no capture: {error}")
+    def _asked(self, raised: Raised) -> None:
+        """What an attendant wants: an alert, a capture, or both."""
+        if raised.watch not in self.watches:
+            return
+        if raised.alert is not None:
+            self.summary.count(raised.alert)
+            self._raise(raised.watch, raised.alert, None)
+        if raised.capture is not None:
+            path = self.captures.begin_for(raised.watch, raised.capture)
+            if path is not None:
+                self._say(f"capture asked for by {raised.capture}: {path}")
 
     # -- slower things ---------------------------------------------------------------------------
 
@@ -229,6 +223,9 @@ class Watcher:
             silence = watch.silence(now_ns)
             if silence is not None:
                 self._raise(watch, silence, None)
+        if self._attendants:
+            for raised in self._attendants.tick(now_ns):
+                self._asked(raised)
 
     def _look_around(self, now_ns: int) -> None:
         """Who else burns CPU here: so that a culprit has a name."""
@@ -236,35 +233,6 @@ class Watcher:
             for counter in self._neighbours.counters(now_ns):
                 for watch in self.watches:
                     watch.recorder.add_counter(counter)
-
-    def _advance_captures(self) -> None:
-        now_ns = time.monotonic_ns()
-        for capture in list(self._captures):
-            known = capture.verdict
-            capture.step(now_ns)
-            if capture.verdict is not None and known is None:
-                self._say_verdict(capture)
-            if capture.result is not None:
-                self._captures.remove(capture)
-                self._finished(capture)
-
-    def _say_verdict(self, capture: IncidentCapture) -> None:
-        """As soon as it is known; the capture's own line follows when the file is whole."""
-        verdict = capture.verdict or {}
-        identity = capture.alert.id if capture.alert else None
-        self._out.event("verdict", alert=identity, capture=str(capture.path), verdict=verdict)
-        self._say(f"verdict: {verdict.get('cause')} (probability {verdict.get('probability', 0.0):.2f})")
-
-    def _finished(self, capture: IncidentCapture) -> None:
-        result = capture.result or {}
-        self.summary.captures.append(str(capture.path))
-        identity = capture.alert.id if capture.alert else None
-        told = {name: value for name, value in result.items() if name not in ("event", "verdict")}
-        if capture.verdict is None and result.get("verdict"):
-            capture.verdict = result["verdict"]
-            self._say_verdict(capture)
-        self._out.event("capture", alert=identity, **told)
-        self._on_verdict(capture)
 
     def _keep_alive(self) -> None:
         for watch in list(self.watches):
@@ -348,6 +316,8 @@ class Watcher:
         self._say(f"{'re-attached' if again else 'attached'} to {name}: {who}")
         if warning:
             self._say(f"note: {warning}")
+        if self._attendants:
+            self._attendants.attached(watch)
 
     def _detach(self, watch: ReplicaWatch) -> None:
         for fd, owner in list(self._registered.items()):
@@ -361,20 +331,10 @@ class Watcher:
         self.summary.lost += watch.attachment.source.lost
         # The probes go first: whoever runs the engine must not wait for our files.
         watch.attachment.close()
-        for capture in [c for c in self._captures if c.watch is watch]:
-            self._captures.remove(capture)
-            known = capture.verdict
-            capture.abandon()
-            self._finished_quietly(capture, told=known is not None)
+        if self._attendants:
+            self._attendants.detached(watch)
+        self.captures.abandon(watch)
         watch.close()
-
-    def _finished_quietly(self, capture: IncidentCapture, *, told: bool) -> None:
-        try:
-            if capture.verdict is not None and not told:
-                self._say_verdict(capture)
-            self._finished(capture)
-        except BrokenPipeError:
-            self._say(f"capture written: {capture.path}")
 
     def _leave(self) -> None:
         for watch in list(self.watches):
@@ -382,6 +342,8 @@ class Watcher:
                 self._detach(watch)
             except (PrismError, OSError) as error:
                 self._say(f"detaching from {watch.replica.engine_pid}: {error}")
+        self._attendants.close()
+        self.summary.captures = self.captures.written
         self._epoll.close()
         if self._webhook is not None:
             self._webhook.close()
@@ -389,7 +351,7 @@ class Watcher:
     @property
     def capturing(self) -> bool:
         """True while a capture is under way."""
-        return bool(self._captures)
+        return bool(self.captures.under_way)
 
     def describe(self) -> dict[str, Any]:
         """The summary as the closing event."""
@@ -402,33 +364,3 @@ class Watcher:
 
 def _end_of(steps: list[Any], number: int) -> int | None:
     return next((step.end_ns for step in steps if step.step == number), None)
-
-
-class _SignalPipe:
-    """SIGINT and SIGTERM wake the loop and ask it to stop; the handlers of before come back at ``close``."""
-
-    def __init__(self, epoll: select.epoll, stop: Callable[[], None]) -> None:
-        self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self.fd = self._read
-        self._before = {}
-        try:
-            self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, lambda *_: stop())
-            self.installed = True
-        except ValueError:  # not the main thread: whoever runs us calls stop()
-            self.installed = False
-        epoll.register(self._read, select.EPOLLIN)
-
-    def drain(self) -> None:
-        """A signal that does not end the watch must not keep it awake."""
-        with suppress(BlockingIOError):
-            os.read(self._read, 64)
-
-    def close(self) -> None:
-        if self.installed:
-            signal.set_wakeup_fd(self._wakeup)
-            for number, handler in self._before.items():
-                signal.signal(number, handler)
-        os.close(self._read)
-        os.close(self._write)

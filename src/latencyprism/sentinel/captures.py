@@ -1,0 +1,125 @@
+"""Captures of a watch: which alert is worth one, those under way, and what is told of them."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from latencyprism.errors import PrismError
+from latencyprism.recorder.trigger import WhenToCapture
+from latencyprism.records import Alert
+from latencyprism.sentinel.incident_capture import IncidentCapture
+from latencyprism.sentinel.replica_watch import ReplicaWatch
+from latencyprism.sentinel.sinks import JsonLines
+
+INCIDENT_QUIET_S = 10.0
+PER_HOUR = {"evidence": 6, "page": 30}
+EVIDENCE_AFTER_STEPS = 500
+
+
+class Captures:
+    """``folder`` None: nothing is written. ``written`` are the paths of those that are whole."""
+
+    def __init__(
+        self, folder: Path | None, levels: tuple[str, ...], out: JsonLines,
+        say: Callable[[str], None], on_verdict: Callable[[IncidentCapture], None], *, deep: bool,
+    ) -> None:  # fmt: skip
+        self.folder = folder
+        self.written: list[str] = []
+        self.under_way: list[IncidentCapture] = []
+        self._out = out
+        self._say = say
+        self._on_verdict = on_verdict
+        self._deep = deep
+        # A page is captured even where evidence of the same trouble was captured before.
+        self._triggers = {
+            level: WhenToCapture(levels=(level,), quiet_s=INCIDENT_QUIET_S, per_hour=PER_HOUR[level])
+            for level in levels
+        }
+
+    def choose(self, watch: ReplicaWatch, alert: Alert, now_ns: int) -> bool:
+        """Sets ``alert.capture``; True if that capture is to be begun. A page is always worth a capture;
+        evidence only once the expectation has something to stand on."""
+        if self.folder is None:
+            return False
+        trigger = self._triggers.get(alert.level)
+        young = alert.level == "evidence" and watch.counts.steps < EVIDENCE_AFTER_STEPS
+        if trigger is not None and not young and trigger.on_alert(alert, now_ns).capture:
+            alert.capture = str(self.folder / f"{alert.id}.pftrace")
+            return True
+        open_one = next((c for c in self.under_way if c.watch is watch and c.open), None)
+        alert.capture = str(open_one.path) if open_one else None
+        return False
+
+    def begin(self, watch: ReplicaWatch, alert: Alert) -> None:
+        """The one that ``choose`` named."""
+        assert alert.capture is not None
+        self._begin(watch, alert, Path(alert.capture), None)
+
+    def begin_for(self, watch: ReplicaWatch, reason: str) -> Path | None:
+        """One that no alert asked for; None while one of this replica is under way, or with no folder."""
+        if self.folder is None or any(c.watch is watch for c in self.under_way):
+            return None
+        path = self.folder / f"{secrets.token_hex(8)}.pftrace"
+        return path if self._begin(watch, None, path, reason) else None
+
+    def _begin(self, watch: ReplicaWatch, alert: Alert | None, path: Path, reason: str | None) -> bool:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            meta = {"asked_for": reason} if reason else None
+            self.under_way.append(IncidentCapture(watch, alert, path, deep=self._deep, meta=meta))
+        except (PrismError, OSError) as error:
+            self._say(f"no capture: {error}")
+            return False
+        return True
+
+    def add_alert(self, watch: ReplicaWatch, alert: Alert) -> None:
+        """A further alert of an incident that is being captured."""
+        for capture in self.under_way:
+            if capture.watch is watch and capture.open:
+                capture.add_alert(alert)
+
+    def advance(self) -> None:
+        """Call often: each moves on by some milliseconds at most."""
+        now_ns = time.monotonic_ns()
+        for capture in list(self.under_way):
+            known = capture.verdict
+            capture.step(now_ns)
+            if capture.verdict is not None and known is None:
+                self._say_verdict(capture)
+            if capture.result is not None:
+                self.under_way.remove(capture)
+                self._finished(capture)
+
+    def abandon(self, watch: ReplicaWatch) -> None:
+        """The watch of this replica ends: write what there is. Waits."""
+        for capture in [c for c in self.under_way if c.watch is watch]:
+            self.under_way.remove(capture)
+            known = capture.verdict
+            capture.abandon()
+            try:
+                if capture.verdict is not None and known is None:
+                    self._say_verdict(capture)
+                self._finished(capture)
+            except BrokenPipeError:
+                self._say(f"capture written: {capture.path}")
+
+    def _say_verdict(self, capture: IncidentCapture) -> None:
+        """As soon as it is known; the capture's own line follows when the file is whole."""
+        verdict = capture.verdict or {}
+        identity = capture.alert.id if capture.alert else None
+        self._out.event("verdict", alert=identity, capture=str(capture.path), verdict=verdict)
+        self._say(f"verdict: {verdict.get('cause')} (probability {verdict.get('probability', 0.0):.2f})")
+
+    def _finished(self, capture: IncidentCapture) -> None:
+        result = capture.result or {}
+        self.written.append(str(capture.path))
+        identity = capture.alert.id if capture.alert else None
+        told = {name: value for name, value in result.items() if name not in ("event", "verdict")}
+        if capture.verdict is None and result.get("verdict"):
+            capture.verdict = result["verdict"]
+            self._say_verdict(capture)
+        self._out.event("capture", alert=identity, **told)
+        self._on_verdict(capture)
