@@ -20,6 +20,8 @@ LOWER_RATE, LOWER_MOST, LOWER_CREEP = 0.06, 0.03, 0.015
 WIDEN_TOLD = 1.3
 BREAK_NS = 10_000_000_000
 """A longer hole is a break in the record or a silence, which is told by another alert."""
+IDLE_NS = 1_000_000_000
+"""After so long without a step, engine and device have to wake up: caches are cold, clocks are low."""
 
 
 class Detector:
@@ -49,10 +51,13 @@ class Detector:
         self._faster_sum = 0.0
         self._bucket = -1
         self._below = 0.0
+        self._ended_ns = 0
 
     def observe(self, step: Step) -> Firing | None:
         """Judge a step, then learn from it. Returns a firing if a test is above its limit at this step."""
         observed = (step.end_ns - step.start_ns) / 1e6
+        hole_ns = step.start_ns - self._ended_ns
+        self._ended_ns = step.end_ns
         work = work_of(step) if observed > 0.0 else None
         if work is None:
             self.last = None
@@ -65,10 +70,12 @@ class Detector:
         noise = self.noise
         residual = log(observed / found.ms)
         offset = noise.offset()
-        stretch = log((observed + self._idle_ms(step, work)) / found.ms) - offset
+        idle = self._idle_ms(step, work)
+        waking = not idle and hole_ns > IDLE_NS
+        stretch = log((observed + idle) / found.ms) - offset
         found.drift = offset
         found.ms *= exp(offset)
-        firing = self._judge(step.step, observed, work, found, residual, stretch)
+        firing = self._judge(step.step, observed, work, found, residual, stretch, waking)
         self._learn(work, observed, found, residual, stretch, firing)
         return firing
 
@@ -94,6 +101,7 @@ class Detector:
         found: Expectation,
         residual: float,
         stretch: float,
+        waking: bool,
     ) -> Firing | None:
         settings, noise = self.settings, self.noise
         allowance = found.allowance
@@ -113,7 +121,9 @@ class Detector:
             stall_page = stall_page and found.ms * (exp(stretch) - exp(-head)) >= settings.page_stall_ms
         far, wander, variance = noise.far, noise.wander, noise.long_run_variance()
         fast = slow = residual - allowance - self._lower_level(work, residual)
-        if stall and not self._stalled:
+        if waking:
+            stall = stall_page
+        if waking or (stall and not self._stalled):
             # A lone stall is told as such; only its followers say that the level has moved.
             fast = slow = 0.0
         wide = 3.0 * far

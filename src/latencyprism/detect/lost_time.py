@@ -14,6 +14,8 @@ BLOCKS = 2
 FLOOR = 0.30
 """Log-ratio observed/expected of a block that is worth a page on the calmest stream."""
 BY_NOISE = 4.0
+SLOW, AGAIN = 1.2, 12
+"""So many steps in a row without a slow one, and the bursts are over."""
 FIRST_SCALE, RATE, WILD = 0.08, 0.1, 3.0
 """Mean size of a normal block's log-ratio: what it is taken to be at first, how fast it is learned, and how
 many times itself a single block may count for."""
@@ -23,11 +25,21 @@ class LostTime:
     """Blocks of at least ``BLOCK_MS`` of stream and ``LEAST_STEPS`` steps; true while the last ``BLOCKS`` of
     them each took longer than expected by more than ``FLOOR`` and ``BY_NOISE`` times what blocks do."""
 
-    __slots__ = ("_expected", "_observed", "_scale", "_since", "_steps", "_streak", "fired", "onset")
+    __slots__ = (
+        "_expected",
+        "_normal",
+        "_observed",
+        "_scale",
+        "_since",
+        "_steps",
+        "_streak",
+        "fired",
+        "onset",
+    )
 
     def __init__(self) -> None:
         self._observed = self._expected = 0.0
-        self._steps = self._since = self._streak = self.onset = 0
+        self._normal = self._steps = self._since = self._streak = self.onset = 0
         self.fired = False
         self._scale = FIRST_SCALE
 
@@ -35,6 +47,7 @@ class LostTime:
         """``expected_ms``: with the allowance for the unfamiliar."""
         if self._steps == 0:
             self._since = step
+        self._normal = 0 if observed_ms > SLOW * expected_ms else self._normal + 1
         self._observed += observed_ms
         self._expected += expected_ms
         self._steps += 1
@@ -49,4 +62,4 @@ class LostTime:
             self.fired = self._streak >= BLOCKS
             self._observed = self._expected = 0.0
             self._steps = 0
-        return self.fired
+        return self.fired and self._normal < AGAIN
