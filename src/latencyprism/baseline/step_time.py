@@ -14,13 +14,13 @@ from latencyprism.baseline.expectation import Expectation
 from latencyprism.baseline.work import Work, work_of
 from latencyprism.records.step import Step
 
-COLD, COLD_STEPS = 0.30, 40.0
-NEW_BATCH, NEW_CONTEXT, FAMILIAR = 0.08, 0.008, 20.0
+COLD, COLD_STEPS = 0.30, 12.0
+NEW_BATCH, NEW_CONTEXT, FAMILIAR = 0.05, 0.008, 8.0
 NEW_PREFILL, PREFILL_FAMILIAR = 0.50, 4.0
 UNKNOWN = 2.0
 LEVERAGE = 0.04
 """Allowance per square root of leverage: twice the 2 % by which real step times bend away from a line."""
-BATCH_AWAY, CONTEXT_AWAY, PREFILL_AWAY, ATTENTION_AWAY, FEW_STEPS = 0.5, 0.4, 0.6, 0.1, 4.0
+BATCH_AWAY, CONTEXT_AWAY, PREFILL_AWAY, ATTENTION_AWAY, FEW_STEPS = 0.5, 0.3, 0.6, 0.1, 4.0
 """Allowance per log-ratio of distance from what was learned, for a place without experience."""
 MOST = 2.0
 CLIP, CLIP_NEW = 0.10, 0.35

@@ -9,7 +9,7 @@ from latencyprism.baseline import Expectation, StepTime, Work, decode_width, wor
 from latencyprism.detect.cusum import ShiftTest
 from latencyprism.detect.firing import Firing
 from latencyprism.detect.lost_time import LostTime
-from latencyprism.detect.noise import Noise
+from latencyprism.detect.noise import LAG, Noise
 from latencyprism.detect.settings import Settings
 from latencyprism.detect.tail import WILD
 from latencyprism.records.step import Step
@@ -17,6 +17,9 @@ from latencyprism.records.step import Step
 MEMORABLE = 50
 """Residuals kept for ``ack``."""
 LOWER_RATE, LOWER_MOST, LOWER_CREEP = 0.06, 0.03, 0.015
+HEAD_STEPS, HEAD_MOST, HEAD_MEMORY = 8, 0.013, 500
+"""A workload that was not there for ``HEAD_MEMORY`` steps shows within ``HEAD_STEPS`` how far the model is off
+for it; so much (log) of that is no news, as a fault hardly ever begins with a change of the workload."""
 WIDEN_TOLD = 1.3
 BREAK_NS = 10_000_000_000
 """A longer hole is a break in the record or a silence, which is told by another alert."""
@@ -52,6 +55,9 @@ class Detector:
         self._bucket = -1
         self._below = 0.0
         self._ended_ns = 0
+        self._seen: dict[int, int] = {}
+        self._head = self._head_sum = 0.0
+        self._head_steps = 0
 
     def observe(self, step: Step) -> Firing | None:
         """Judge a step, then learn from it. Returns a firing if a test is above its limit at this step."""
@@ -75,6 +81,10 @@ class Detector:
         stretch = log((observed + idle) / found.ms) - offset
         found.drift = offset
         found.ms *= exp(offset)
+        if waking:
+            # What changed meanwhile is another workload, not drift.
+            noise.ring = [None] * LAG
+        self._look_up(work, residual, waking)
         firing = self._judge(step.step, observed, work, found, residual, stretch, waking)
         self._learn(work, observed, found, residual, stretch, firing)
         return firing
@@ -120,7 +130,7 @@ class Detector:
             stall_page = over + head > (page.stall_floor if page.stall_floor > limit else limit)
             stall_page = stall_page and found.ms * (exp(stretch) - exp(-head)) >= settings.page_stall_ms
         far, wander, variance = noise.far, noise.wander, noise.long_run_variance()
-        fast = slow = residual - allowance - self._lower_level(work, residual)
+        fast = slow = residual - self._head - allowance - self._lower_level(work, residual)
         if waking:
             stall = stall_page
         if waking or (stall and not self._stalled):
@@ -185,6 +195,24 @@ class Detector:
         below += LOWER_RATE * ahead
         self._below = 0.0 if below > 0.0 else below if below > -LOWER_MOST else -LOWER_MOST
         return self._below
+
+    def _look_up(self, work: Work, residual: float, waking: bool) -> None:
+        """``_head``: part of the residual that a workload has had from its first steps on."""
+        seen = self._seen
+        key = work.context_key + work.tokens_key * 65536
+        if waking or seen.get(key, -HEAD_MEMORY) < self.steps - HEAD_MEMORY:
+            self._head = self._head_sum = 0.0
+            self._head_steps = 0
+            if len(seen) >= 500:
+                seen.clear()
+        seen[key] = self.steps
+        count = self._head_steps
+        if count < HEAD_STEPS and not waking:
+            self._head_steps = count = count + 1
+            self._head_sum += residual
+            if count > 3:
+                head = self._head_sum / count
+                self._head = 0.0 if head < 0.0 else head if head < HEAD_MOST else HEAD_MOST
 
     def _fire(
         self,
