@@ -18,8 +18,8 @@ MEMORABLE = 50
 """Residuals kept for ``ack``."""
 LOWER_RATE, LOWER_MOST, LOWER_CREEP = 0.06, 0.03, 0.015
 HEAD_STEPS, HEAD_MOST, HEAD_MEMORY = 8, 0.013, 500
-"""A workload that was not there for ``HEAD_MEMORY`` steps shows within ``HEAD_STEPS`` how far the model is off
-for it; so much (log) of that is no news, as a fault hardly ever begins with a change of the workload."""
+"""A workload that was not there for ``HEAD_MEMORY`` steps shows within ``HEAD_STEPS`` how far the model is
+off for it; so much (log) of that is no news, as a fault hardly ever begins with a change of the workload."""
 WIDEN_TOLD = 1.3
 BREAK_NS = 10_000_000_000
 """A longer hole is a break in the record or a silence, which is told by another alert."""
