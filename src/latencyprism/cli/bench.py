@@ -16,7 +16,14 @@ import sys
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
-from latencyprism.cli import bench_anchor, bench_attach, bench_below, bench_detect, bench_timeline
+from latencyprism.cli import (
+    bench_anchor,
+    bench_attach,
+    bench_below,
+    bench_detect,
+    bench_forecast,
+    bench_timeline,
+)
 from latencyprism.cli.options import add_duration, duration_s
 from latencyprism.errors import BadInput
 
@@ -51,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     detect = what.add_parser(bench_detect.NAME.removeprefix("bench "), help=bench_detect.HELP)
     bench_detect.add_arguments(detect)
     detect.set_defaults(bench=bench_detect.run)
+    forecast = what.add_parser(bench_forecast.NAME.removeprefix("bench "), help=bench_forecast.HELP)
+    bench_forecast.add_arguments(forecast)
+    forecast.set_defaults(bench=bench_forecast.run)
     bench_below.add_arguments(what)
     bench_timeline.add_arguments(what)
 

@@ -35,6 +35,8 @@ H_MAGIC, H_SLOTS, H_RINGS, H_WAITING, H_LEASE_NS, H_STATE = range(6)
 H_ERRORS, H_DROPPED, H_PID, H_NONCE, H_COST_NS, H_COST_STEPS = range(6, 12)
 H_MISSING, H_CRITICAL_NS, H_DEEP_UNTIL_NS, H_DEEP_ARMED, H_COMMAND, H_LATE = range(12, 18)
 H_CHECKED, H_UNRINGED, H_NESTED, H_READINGS_OFF, H_BUDGET_PPM, H_SHARE_PPM = range(18, 24)
+H_KNOB_ORDER, H_KNOB_UNTIL_NS, H_KNOB_TOKENS, H_KNOB_SEQUENCES, H_KNOB_DONE = range(24, 29)
+H_KNOB_TOKENS_NOW, H_KNOB_TOKENS_WAS, H_KNOB_SEQUENCES_NOW, H_KNOB_SEQUENCES_WAS = range(29, 33)
 H_HEADS, H_THREADS, MAX_RINGS = 64, 80, 16
 MESSAGE_OFFSET, MESSAGE_BYTES = 1024, 2048
 NAMES_OFFSET, NAMES_BYTES = 3072, 1024
@@ -51,7 +53,10 @@ ring was left; H_NESTED: records that would have been written while the same thr
 signal handler). H_BUDGET_PPM: what the probe may cost, parts per million of the step time; H_SHARE_PPM: what
 it did, last window. H_READINGS_OFF: bit set of the optional readings it dropped; their names, one a line in
 order of the bits, at NAMES_OFFSET. The first watcher of an attach sets the budget; what was dropped stays so
-until the next attach."""
+until the next attach.
+H_KNOB_ORDER: number of the watcher's order to the engine's knobs, 0: none, also set by the probe when it has
+ended; it holds until H_KNOB_UNTIL_NS; H_KNOB_DONE: the last one carried out; the knobs as
+asked for (0: leave), as they are now, as they were."""
 
 COMMAND_NONE, COMMAND_DETACH = 0, 1
 

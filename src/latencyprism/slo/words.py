@@ -21,12 +21,8 @@ def objective_words(objective: Objective) -> str:
 
 def burn_words(account: Account, burn: Burn, now_ns: int) -> str:
     left = account.left(now_ns)
-    rest = (
-        ""
-        if left is None
-        else f", {max(left, 0.0):.0%} of the budget of its {span_words(account.objective.period_s)} left"
-    )
-    return (
-        f"{objective_words(account.objective)}: {burn.violations} of {burn.requests} requests violate it in "
-        f"{span_words(burn.window.long_s)}, burn rate {burn.long_rate or 0:.1f} (limit {burn.window.burn:g}){rest}"
-    )
+    period = span_words(account.objective.period_s)
+    rest = "" if left is None else f", {max(left, 0.0):.0%} of its budget of {period} left"
+    broken = f"{burn.violations} of {burn.requests} requests violate it in {span_words(burn.window.long_s)}"
+    rate = f"burn rate {burn.long_rate or 0:.1f} (limit {burn.window.burn:g})"
+    return f"{objective_words(account.objective)}: {broken}, {rate}{rest}"

@@ -183,6 +183,11 @@ class PythonSource:
         for session in self._all(self._sessions.values()):
             session.ring.set_header(ring.H_BUDGET_PPM, budget_ppm)
 
+    @property
+    def engine_session(self) -> ProbeSession:
+        """The attachment to the process of the engine loop."""
+        return self._sessions[self._engine_pid]
+
     def arm_deep(self, seconds: float) -> None:
         for session in self._sessions.values():
             session.arm_deep(seconds)

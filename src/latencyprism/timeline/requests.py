@@ -50,6 +50,22 @@ class _Ended(NamedTuple):
     reason: int | None
 
 
+class UnderWay(NamedTuple):
+    """A request that has not ended, as far as the probe has told; what was not observed is None.
+
+    ``tokens``: steps that gave it tokens; ``first_token_ns``: end of the first of them; ``whole``: its story
+    has no hole."""
+
+    request: int
+    arrival_ns: int | None
+    prompt_tokens: int | None
+    cached_tokens: int | None
+    first_step: int | None
+    first_token_ns: int | None
+    tokens: int
+    whole: bool
+
+
 class RequestJoin:
     """Feed it ``step`` and ``events`` in the order of the ring, ``events`` of the API process's ring too;
     ``ready`` gives the requests that have ended since the last call, ``in_flight`` counts the others."""
@@ -69,6 +85,24 @@ class RequestJoin:
     @property
     def in_flight(self) -> int:
         return len(self._live)
+
+    def under_way(self) -> list[UnderWay]:
+        """Those in flight, in the order in which the engine added them."""
+        last, found = self._base + len(self._ends) - 1, []
+        for request, live in self._live.items():
+            tokens, first_end = 0, None
+            if live.ranges:
+                first_end = self._end(live.ranges[0][0])
+                for a, b in live.ranges:
+                    tokens += max((last if b is None else min(b, last)) - a + 1, 0)
+            begun = bool(live.had)
+            found.append(
+                UnderWay(
+                    request, live.arrival, live.prompt, live.cached, live.first_step, first_end, tokens,
+                    live.whole and not begun,
+                )
+            )  # fmt: skip
+        return found
 
     def step(self, number: int, start_ns: int, end_ns: int) -> None:
         """A step has ended."""

@@ -90,6 +90,7 @@ class Probe:
             Lane(self.map, self.words, number) for number in reversed(range(self.words[H_RINGS]))
         ]
         self.hooks = []
+        self.undo = []
         self.deep_hooks = []
         self.refused = []
         self.notices = []
@@ -340,6 +341,11 @@ class Probe:
         # The last first: two wrappers of one attribute lie in each other.
         left = [hook.label for hook in reversed(self.hooks) if not hook.remove()]
         self.hooks, self.deep_hooks = [], []
+        for undo in self.undo:
+            try:
+                undo()
+            except Exception:
+                self.error()
         if self.monitor is not None:
             self.monitor.close()
         try:

@@ -7,7 +7,7 @@ Shared by the readers of engines whose loop is Python. Runs inside the target.
 
 # isort: off
 # [cut
-from latencyprism.agent.probe.prelude import BROUGHT, sys
+from latencyprism.agent.probe.prelude import BROUGHT, now_ns, sys
 from latencyprism.records.ring import KIND_REQUEST, REQUEST_EVENT_WORDS, REQUEST_EVENTS_PER_RECORD
 from latencyprism.records.step import NULL
 
@@ -22,6 +22,7 @@ from _blake2 import blake2b  # isort: skip
 
 FULL_WORDS = REQUEST_EVENT_WORDS * REQUEST_EVENTS_PER_RECORD
 LATEST_STEPS = 16
+LATEST_NS = 50_000_000
 
 
 class RequestLog:
@@ -32,7 +33,7 @@ class RequestLog:
         self.key = bytes.fromhex(config.get("request_key", "")) or probe.nonce.to_bytes(8, "little")
         self.words = []
         self.names = {}
-        self.flushed_at = 0
+        self.flushed_at = self.flushed_ns = 0
 
     def name(self, request_id):
         """63 bits that stand for a request id; kept until ``forget``."""
@@ -52,9 +53,12 @@ class RequestLog:
         self.words += (event, self.name(request_id), a, b, c, d)
 
     def flush_when_due(self, step, idle):
-        """Events name their steps, so they may come late: a full record at once, or when the engine rests."""
-        if idle or len(self.words) >= FULL_WORDS or step - self.flushed_at >= LATEST_STEPS:
-            self.flushed_at = step
+        """Events name their steps, so they may come late: a full record at once, or when the engine rests.
+        Not later than a forecast can use: where steps are long, with the next of them."""
+        now = now_ns()
+        late = step - self.flushed_at >= LATEST_STEPS or now - self.flushed_ns >= LATEST_NS
+        if idle or late or len(self.words) >= FULL_WORDS:
+            self.flushed_at, self.flushed_ns = step, now
             self.flush()
 
     def flush(self):

@@ -8,6 +8,7 @@ scheduler output object, so that several in flight (pipeline parallel, async sch
 
 # [cut
 from latencyprism.agent.probe.core import find_class, now_ns, size
+from latencyprism.agent.probe.knobs import Knobs
 from latencyprism.agent.probe.vllm_api import ApiReader
 from latencyprism.agent.probe.vllm_compose import Lists, count_outputs
 from latencyprism.agent.probe.vllm_follow import Follower
@@ -31,6 +32,7 @@ class EngineReader:
         self.at_once = "grammar" not in config["hooks"]
         self.following = probe.reading("requests")
         self.follower = Follower(probe, config)
+        self.knobs = Knobs(probe)
         self.sums = Sums()
         self.sums.trusted = "preempt" in config["hooks"]
         self.in_flight = {}
@@ -64,6 +66,7 @@ class EngineReader:
         ]  # fmt: skip
         if self.at_once:
             self.prepare(args[0], stash)
+        self.knobs.look(args[0])
         stash[5] = now_ns() - end
 
     def on_preempted(self, args):

@@ -1,0 +1,68 @@
+"""Orders to the probe's knobs (``probe/knobs.py``): bounded, on a lease of their own, taken back."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+from latencyprism.agent.session import ProbeSession
+from latencyprism.records import ring
+
+LEASE_S = 2.0
+
+
+class KnobState(NamedTuple):
+    """None where no order was ever carried out. ``done``: number of the last order that was."""
+
+    tokens: int | None
+    tokens_was: int | None
+    sequences: int | None
+    sequences_was: int | None
+    done: int
+
+
+class KnobOrders:
+    """Of one session. An order holds for ``LEASE_S`` after it was given or renewed."""
+
+    def __init__(self, session: ProbeSession) -> None:
+        self._session = session
+        self._number = 0
+
+    def order(self, *, tokens: int | None = None, sequences: int | None = None) -> int:
+        """At most so many tokens a step, sequences at once (None: as it was). The same again is harmless.
+        Its number, which ``state`` tells as ``done`` once it was carried out, with the next step."""
+        for value in (tokens, sequences):
+            if value is not None and not 0 < value < 1 << 31:
+                raise ValueError(f"{value} is no order")
+        header = self._session.ring
+        header.set_header(ring.H_KNOB_TOKENS, tokens or 0)
+        header.set_header(ring.H_KNOB_SEQUENCES, sequences or 0)
+        self.renew()
+        self._number += 1
+        header.set_header(ring.H_KNOB_ORDER, self._number)
+        return self._number
+
+    def renew(self) -> None:
+        self._session.ring.set_header(ring.H_KNOB_UNTIL_NS, time.monotonic_ns() + int(LEASE_S * 1e9))
+
+    def release(self) -> None:
+        """Back to what it was, with the next step."""
+        self._session.ring.set_header(ring.H_KNOB_UNTIL_NS, 0)
+
+    @property
+    def refused(self) -> bool:
+        """The last order was dropped: the probe's notices say why."""
+        live = self._session.ring.header(ring.H_KNOB_UNTIL_NS) > time.monotonic_ns()
+        return bool(self._number) and live and not self._session.ring.header(ring.H_KNOB_ORDER)
+
+    def state(self) -> KnobState:
+        header = self._session.ring.header
+        done = header(ring.H_KNOB_DONE)
+        words = (
+            ring.H_KNOB_TOKENS_NOW,
+            ring.H_KNOB_TOKENS_WAS,
+            ring.H_KNOB_SEQUENCES_NOW,
+            ring.H_KNOB_SEQUENCES_WAS,
+        )
+        tokens, tokens_was, sequences, sequences_was = (header(word) or None for word in words)
+        return KnobState(tokens, tokens_was, sequences, sequences_was, done)

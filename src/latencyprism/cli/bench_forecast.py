@@ -1,0 +1,68 @@
+"""Forecast of SLO violations on a real engine under published arrivals, or on a simulated one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from latencyprism.cli.options import add_duration
+from latencyprism.errors import BadInput
+
+NAME = "bench forecast"
+HELP = "forecast of TTFT and TPOT violations under published arrivals"
+TRACES = ("azure", "azure-code", "mooncake")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--engine", choices=("vllm", "transformers"), default="vllm", help="default: vllm")
+    parser.add_argument("--data", type=Path, metavar="DIR", required=True, help="folder with the traces")
+    parser.add_argument("--trace", action="append", choices=TRACES, help="repeat; default azure, mooncake")
+    add_duration(parser, 120.0, "of each trace (default 120s)")
+    parser.add_argument(
+        "--load", type=float, default=0.75, help="share of a closed loop's rate (default .75)"
+    )
+    parser.add_argument("--simulated", action="store_true", help="a simulated engine instead of a real one")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn at random (default 0)")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    from latencyprism.bench import forecast
+    from latencyprism.bench.traces import Scale, read_trace, scaled
+
+    if not 0.1 <= args.load <= 2.0:
+        raise BadInput("--load must be from .1 to 2")
+    traces = args.trace or ["azure", "mooncake"]
+    result: dict[str, Any]
+    if args.simulated:
+        rate = 5.0 * args.load
+        result = {"engine": "simulated", "traces": {}}
+        for name in traces:
+            arrivals = scaled(read_trace(args.data, name, most=int(10 * args.duration)), rate, Scale())
+            result["traces"][name] = forecast.simulate(arrivals, args.seed)
+    else:
+        result = forecast.run(args.engine, args.data, traces, args.duration, args.load, args.seed, _say)
+    print(json.dumps(result) if args.json else "\n".join(_table(result)))
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _table(result: dict[str, Any]) -> list[str]:
+    told = []
+    for name, found in result["traces"].items():
+        told.append(f"{name}: {found['requests']} requests")
+        for metric in ("ttft", "tpot"):
+            one, ahead = found[metric], found[metric]["one_second_ahead"]
+            gap = one["any_time_before"]["calibration"]
+            missed = f"{metric} < {one['limit_ms']:.0f} ms, missed by {one['violated_share']:.0%}"
+            right = f"one second ahead AUC {ahead['auc']} of {ahead['n']}"
+            off = f"off by {gap['mean_gap']} points on average, {gap['worst_gap']} in the worst bin"
+            told.append(f"  {missed}: {right}; {off}")
+        told.append(f"  share within its interval: {found['share']['inside_interval']}")
+    return told
