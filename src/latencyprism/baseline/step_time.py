@@ -22,6 +22,9 @@ LEVERAGE = 0.04
 """Allowance per square root of leverage: twice the 2 % by which real step times bend away from a line."""
 BATCH_AWAY, CONTEXT_AWAY, PREFILL_AWAY, ATTENTION_AWAY, FEW_STEPS = 0.5, 0.3, 0.6, 0.1, 4.0
 """Allowance per log-ratio of distance from what was learned, for a place without experience."""
+SURE = 0.7
+"""Sd of the price of context (in noise sd, per unit of context) at which half of its allowance is left: a
+slope that was learned over many contexts may be trusted further out."""
 MOST = 2.0
 CLIP, CLIP_NEW = 0.10, 0.35
 """A step moves what is learned by at most this log-ratio."""
@@ -66,7 +69,9 @@ class StepTime:
                 weight = unit / total if total > 0.0 else 1.0
                 slack += LEVERAGE * weight * sqrt(reach) * (1.0 - part.fine_count / FAMILIAR)
                 away, deep = part.distance(work.batch, work.context, work.batch_key)
-                away = BATCH_AWAY * away + CONTEXT_AWAY * deep * found.context_ms / (total or 1.0)
+                unsure = sqrt(line.p22)
+                deep *= CONTEXT_AWAY * unsure / (unsure + SURE)
+                away = BATCH_AWAY * away + deep * found.context_ms / (total or 1.0)
                 slack += away / (1.0 + part.fine_count / FEW_STEPS)
             known = part.coarse_count >= FAMILIAR
         if work.prefill:

@@ -22,6 +22,7 @@ from latencyprism.cli import (
     bench_below,
     bench_detect,
     bench_forecast,
+    bench_guard,
     bench_timeline,
 )
 from latencyprism.cli.options import add_duration, duration_s
@@ -61,6 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     forecast = what.add_parser(bench_forecast.NAME.removeprefix("bench "), help=bench_forecast.HELP)
     bench_forecast.add_arguments(forecast)
     forecast.set_defaults(bench=bench_forecast.run)
+    guard = what.add_parser(bench_guard.NAME.removeprefix("bench "), help=bench_guard.HELP)
+    bench_guard.add_arguments(guard)
+    guard.set_defaults(bench=bench_guard.run)
     bench_below.add_arguments(what)
     bench_timeline.add_arguments(what)
 

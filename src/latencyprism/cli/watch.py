@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from latencyprism.cli import watch_slo
 from latencyprism.cli.options import add_duration, add_pid
 from latencyprism.errors import BadInput
 from latencyprism.sentinel.attendant import Attendant
@@ -32,7 +33,7 @@ class Topic(Protocol):
     def attendants(self, args: argparse.Namespace) -> list[Attendant]: ...
 
 
-TOPICS: tuple[Topic, ...] = ()
+TOPICS: tuple[Topic, ...] = (watch_slo,)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -31,7 +31,7 @@ class Settings:
     """``Detector(settings=...)``."""
 
     evidence: Level = field(default_factory=lambda: Level(0.027, 0.12, 0.027, 0.25, 1.25, 4.5, 0.12, 7.6))
-    page: Level = field(default_factory=lambda: Level(0.052, 0.24, 0.052, 0.50, 2.6, 18.0, 0.40, 7.6))
+    page: Level = field(default_factory=lambda: Level(0.058, 0.24, 0.058, 0.50, 2.6, 18.0, 0.40, 7.6))
     slow_clip: float = 0.08
     fast_clip: float = 0.15
     cap: float = 2.0

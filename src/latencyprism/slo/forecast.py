@@ -50,6 +50,8 @@ class Outlook(NamedTuple):
     low: float | None
     high: float | None
     waiting: int
+    prompt_tokens: int = 0
+    """Of prompts that wait or are under way, as far as they have to be computed."""
 
     @property
     def requests(self) -> int:
@@ -113,12 +115,14 @@ class Forecaster:
             waiting += flight.first_step is None
             fates.append(Fate(flight.request, ttft, tpot, flight.first_token_ns is None))
         if not fates:
-            return Outlook(now_ns, (), None, None, None, waiting)
+            return Outlook(now_ns, (), None, None, None, waiting, plan.prompt_tokens)
         chances = [fate.either for fate in fates]
         share = sum(chances) / len(chances)
         low = sum(chance >= SURE for chance in chances) / len(chances)
         high = sum(chance >= LIKELY for chance in chances) / len(chances)
-        return Outlook(now_ns, tuple(fates), share, min(low, share), max(high, share), waiting)
+        return Outlook(
+            now_ns, tuple(fates), share, min(low, share), max(high, share), waiting, plan.prompt_tokens
+        )
 
     def _opened(self, request: int) -> _Open:
         found = self._open.get(request)
@@ -180,6 +184,7 @@ class _Plan:
         decodes = len(decoding)
         room = max(1, (pace.room or FIRST_ROOM) - decodes)
         total = sum(_prompt(pace, f) for f in prompts)
+        self.prompt_tokens = int(total)
         chunk = int(min(room, total)) or 1
         alone, beside = pace.step_s(decodes, 0), pace.step_s(decodes, chunk)
         self.known = beside is not None

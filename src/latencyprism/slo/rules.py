@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from latencyprism.records.objective import Objective
 from latencyprism.slo.objectives import Objectives
@@ -94,3 +95,19 @@ def _span(seconds: float) -> str:
 def _quoted(text: str) -> str:
     """A YAML string; JSON's strings are ones, and braces of templates would be taken for such."""
     return json.dumps(text.replace("{{", "{ {"), ensure_ascii=False)
+
+
+def metrics_text(objectives: Sequence[Mapping[str, Any]], ready: bool) -> str:
+    """The counters that the rules read, in Prometheus's text form; ``objectives``: as ``SloWatch.describe``
+    tells them."""
+    lines = []
+    for name, key, text in (
+        (REQUESTS, "requests", "Requests that an objective applies to."),
+        (VIOLATIONS, "violations", "Those of them that violate it."),
+    ):
+        lines += [f"# HELP {name} {text}", f"# TYPE {name} counter"]
+        lines += [
+            f'{name}{{objective="{one["objective"]}",pid="{one["pid"]}"}} {one[key]}' for one in objectives
+        ]
+    lines += ["# HELP latencyprism_ready 0 while a budget burns.", "# TYPE latencyprism_ready gauge"]
+    return "\n".join([*lines, f"latencyprism_ready {int(ready)}"]) + "\n"
