@@ -12,7 +12,8 @@ LEASE_S = 2.0
 
 
 class KnobState(NamedTuple):
-    """None where no order was ever carried out. ``done``: number of the last order that was."""
+    """None where no order was ever carried out. ``done``: number of the last order that was; negative: that
+    order was refused."""
 
     tokens: int | None
     tokens_was: int | None
@@ -27,6 +28,7 @@ class KnobOrders:
     def __init__(self, session: ProbeSession) -> None:
         self._session = session
         self._number = 0
+        self._held = False
 
     def order(self, *, tokens: int | None = None, sequences: int | None = None) -> int:
         """At most so many tokens a step, sequences at once (None: as it was). The same again is harmless.
@@ -37,23 +39,36 @@ class KnobOrders:
         header = self._session.ring
         header.set_header(ring.H_KNOB_TOKENS, tokens or 0)
         header.set_header(ring.H_KNOB_SEQUENCES, sequences or 0)
-        self.renew()
-        self._number += 1
-        header.set_header(ring.H_KNOB_ORDER, self._number)
+        self._held = True
+        self._give()
         return self._number
 
     def renew(self) -> None:
+        """Given anew where its lease had run out meanwhile; nothing where none is given or it was refused."""
+        if not self._held or self.refused:
+            return
+        if self._session.ring.header(ring.H_KNOB_ORDER) == self._number:
+            self._extend()
+        else:
+            self._give()
+
+    def _give(self) -> None:
+        self._extend()
+        self._number += 1
+        self._session.ring.set_header(ring.H_KNOB_ORDER, self._number)
+
+    def _extend(self) -> None:
         self._session.ring.set_header(ring.H_KNOB_UNTIL_NS, time.monotonic_ns() + int(LEASE_S * 1e9))
 
     def release(self) -> None:
         """Back to what it was, with the next step."""
+        self._held = False
         self._session.ring.set_header(ring.H_KNOB_UNTIL_NS, 0)
 
     @property
     def refused(self) -> bool:
         """The last order was dropped: the probe's notices say why."""
-        live = self._session.ring.header(ring.H_KNOB_UNTIL_NS) > time.monotonic_ns()
-        return bool(self._number) and live and not self._session.ring.header(ring.H_KNOB_ORDER)
+        return bool(self._number) and self._session.ring.header(ring.H_KNOB_DONE) == -self._number
 
     def state(self) -> KnobState:
         header = self._session.ring.header

@@ -55,8 +55,8 @@ it did, last window. H_READINGS_OFF: bit set of the optional readings it dropped
 order of the bits, at NAMES_OFFSET. The first watcher of an attach sets the budget; what was dropped stays so
 until the next attach.
 H_KNOB_ORDER: number of the watcher's order to the engine's knobs, 0: none, also set by the probe when it has
-ended; it holds until H_KNOB_UNTIL_NS; H_KNOB_DONE: the last one carried out; the knobs as
-asked for (0: leave), as they are now, as they were."""
+ended; it holds until H_KNOB_UNTIL_NS; H_KNOB_DONE: the last one carried out, negative where it was refused; the
+knobs as asked for (0: leave), as they are now, as they were."""
 
 COMMAND_NONE, COMMAND_DETACH = 0, 1
 

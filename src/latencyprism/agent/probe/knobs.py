@@ -47,6 +47,7 @@ class Knobs:
             words[H_KNOB_ORDER] = 0
             return
         if self.scheduler is not scheduler and not self.take(scheduler):
+            words[H_KNOB_DONE] = -order
             words[H_KNOB_ORDER] = 0
             return
         running = len(scheduler.running)
