@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from latencyprism.errors import BadInput
-from latencyprism.inject import burners, holders
+from latencyprism.inject import burners, holders, within
 from latencyprism.inject.injection import Injection, Plan
 from latencyprism.inject.request import Request
 from latencyprism.inject.target import look
 
 LONGEST_S = 600.0
+MOST_STRENGTH = 4.0
+SLOW_DOWN = "slow-down aimed at, up to 4: 0.1 is steps 10 % longer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,20 @@ CATALOGUE: dict[str, Entry] = {
             "share of time spent writing, up to 1",
             1.0,
             burners.disk,
+        ),
+        Entry(
+            "python.gil",
+            "a thread in the target that holds the interpreter's lock, 4 ms at a time",
+            f"{SLOW_DOWN}, where steps need that lock all the time",
+            0.5,
+            within.gil,
+        ),
+        Entry(
+            "python.gc",
+            "a thread in the target that forces full collections; objects beside a heap that is small",
+            f"{SLOW_DOWN}, where steps need the interpreter's lock all the time",
+            0.5,
+            within.collect,
         ),
     )
 }

@@ -18,6 +18,9 @@ class Request:
     stop_ms: float | None = None
     every_s: float = 2.0
     directory: str = "."
+    at: str | None = None
+    url: str | None = None
+    reference_ms: float = 100.0
 
     def until_ns(self) -> int:
         """CLOCK_MONOTONIC moment at which everything must have ended."""
@@ -27,3 +30,8 @@ class Request:
         if self.strength > most:
             raise BadInput("--strength is out of range", f"{self.strength}", f"at most {most} for this cause")
         return self.strength
+
+
+def share_of(slow_down: float) -> float:
+    """The share of its time that something must lose to take ``1 + slow_down`` times as long."""
+    return slow_down / (1 + slow_down)

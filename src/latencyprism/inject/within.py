@@ -1,0 +1,77 @@
+"""Causes that come from within a Python process: a thread in it that holds what its steps need."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from latencyprism.inject.injection import Effect, Interval, Plan, Report
+from latencyprism.inject.lease import Tenancy
+from latencyprism.inject.request import Request, share_of
+
+_ENOUGH = 0.6
+Words = Callable[[Report, float], str]
+"""What a report says, and how many seconds it ran, in words."""
+
+
+def gil(request: Request) -> Plan:
+    """``python.gil``."""
+    return _shared(request, "gil", "the interpreter's lock held {share:.0f} % of the time")
+
+
+def collect(request: Request) -> Plan:
+    """``python.gc``."""
+    return _shared(request, "collect", "{rounds} collections, {share:.0f} % of the time")
+
+
+def _shared(request: Request, part: str, text: str, options: Mapping[str, Any] | None = None) -> Plan:
+    """A tenant that disturbs for a share of the time, which it measures itself."""
+    share = share_of(request.strength_up_to(4.0))
+    return _plan(request, part, share, options or {}, _share_effect(share, text))
+
+
+def _plan(
+    request: Request,
+    part: str,
+    share: float,
+    options: Mapping[str, Any],
+    effect: Callable[[Sequence[Report], float], Effect],
+) -> Plan:
+    tenancy = Tenancy(request.target.pid, part, share, options, time.monotonic_ns)
+    # Getting in took its time: the duration begins now.
+    spec = {"file": tenancy.descriptor, "until_ns": request.until_ns()}
+    return Plan("lessee.py", [spec], intervals, effect, (tenancy.descriptor,), tenancy.end)
+
+
+def intervals(reports: Sequence[Report]) -> list[Interval]:
+    """From the first harm until the target said that it has put everything back."""
+    return [
+        Interval(
+            int(r["begun_ns"]), int(r["ended_ns"]), f"by thread {r['thread']}, {r['harm_ns'] / 1e6:.0f} ms"
+        )
+        for r in reports
+        if r.get("begun_ns")
+    ]
+
+
+def _share_effect(share: float, text: str) -> Callable[[Sequence[Report], float], Effect]:
+    def effect(reports: Sequence[Report], _ran_s: float) -> Effect:
+        ended = [report for report in reports if report.get("begun_ns")]
+        wall_ns = sum(r["ended_ns"] - r["begun_ns"] for r in ended)
+        measured = sum(r["harm_ns"] for r in ended) / wall_ns if wall_ns else 0.0
+        rounds, count = sum(r["rounds"] for r in ended), sum(r["count"] for r in ended)
+        words = [text.format(share=100 * measured, rounds=rounds, count=count), f"asked: {100 * share:.0f} %"]
+        return Effect(
+            measured >= _ENOUGH * share, measured, share, "share of time", "; ".join(words + said(reports))
+        )
+
+    return effect
+
+
+def said(reports: Sequence[Report]) -> list[str]:
+    """What the tenants had to say, and whether one is not known to have gone."""
+    words = [str(report["said"]) for report in reports if report.get("said")]
+    return words + [
+        "the target has not said that it is gone" for report in reports if report.get("gone") is False
+    ]
