@@ -5,6 +5,7 @@ what the probe costs a step by its own clock. requests: request records against 
 alert: delay from an anomalous step to the alert. quiet: false alarms in a long normal run with surges.
 detect: graded faults on a recorded step log. attach: attach and detach again and again, on every interpreter.
 bpf: the kernel probes themselves. attribution: are waits found in the right step, under the right reason?
+diagnose: are injected causes named, and healthy runs left alone?
 breakdown: do the parts of a step add up, and what stays unexplained? clocks: do stated error bounds hold?
 """
 
@@ -21,6 +22,7 @@ from latencyprism.cli import (
     bench_attach,
     bench_below,
     bench_detect,
+    bench_diagnose,
     bench_forecast,
     bench_guard,
     bench_timeline,
@@ -59,6 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     detect = what.add_parser(bench_detect.NAME.removeprefix("bench "), help=bench_detect.HELP)
     bench_detect.add_arguments(detect)
     detect.set_defaults(bench=bench_detect.run)
+    diagnose = what.add_parser(bench_diagnose.NAME.removeprefix("bench "), help=bench_diagnose.HELP)
+    bench_diagnose.add_arguments(diagnose)
+    diagnose.set_defaults(bench=bench_diagnose.run)
     forecast = what.add_parser(bench_forecast.NAME.removeprefix("bench "), help=bench_forecast.HELP)
     bench_forecast.add_arguments(forecast)
     forecast.set_defaults(bench=bench_forecast.run)

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from latencyprism.diagnose.artefact import judge, read_folder
 from latencyprism.errors import BadInput
 from latencyprism.faces import request_words, story
 from latencyprism.faces.contrast import contrast
@@ -20,11 +21,19 @@ NAME = "explain"
 HELP = "say in words what a capture holds"
 
 
+FORMATS = ("capture", "latencyprism-artefact")
 _SHOWN = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("capture", metavar="CAPTURE", type=Path, help="a file that watch or record wrote")
+    parser.add_argument(
+        "capture", metavar="CAPTURE", type=Path,
+        help="a file that watch or record wrote; with --format latencyprism-artefact a folder of tables",
+    )  # fmt: skip
+    parser.add_argument(
+        "--format", choices=FORMATS, default="capture",
+        help="latencyprism-artefact: tables of operations and counters of a normal and an abnormal period",
+    )  # fmt: skip
     parser.add_argument("--step", type=int, metavar="N", help="everything about step N and the spans in it")
     parser.add_argument(
         "--request",
@@ -48,6 +57,8 @@ def _count(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.format == "latencyprism-artefact":
+        return _tell_artefact(args)
     capture = read_capture(args.capture)
     if args.report is not None:
         write_report(args.report, capture, capture_path=args.capture)
@@ -60,6 +71,19 @@ def run(args: argparse.Namespace) -> int:
     else:
         count = _SHOWN if args.slowest is None else args.slowest
         print("\n".join(story.tell(capture, str(args.capture), count, whole=args.slowest is not None)))
+    return 0
+
+
+def _tell_artefact(args: argparse.Namespace) -> int:
+    """A Verdict on two periods of somebody else's recording."""
+    for option in ("step", "request", "slowest", "report"):
+        if getattr(args, option) is not None:
+            raise BadInput(f"--{option} does not go with --format latencyprism-artefact", "it has no steps")
+    verdict = judge(read_folder(args.capture))
+    if args.json:
+        print(json.dumps(_finite(verdict.to_dict())))
+    else:
+        print("\n".join(story.tell_verdict(verdict)))
     return 0
 
 

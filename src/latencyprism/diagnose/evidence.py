@@ -21,14 +21,19 @@ def t4_two_sided_p(z: float) -> float:
     return max(0.0, 1.0 - inside)
 
 
-def moved(shifts: Mapping[str, Shift]) -> list[Shift]:
-    """The shifts that pass Benjamini-Hochberg at 5 % and are large enough to matter, the clearest first."""
-    ordered = sorted((t4_two_sided_p(shift.z), name) for name, shift in shifts.items())
+def survivors(p_values: Mapping[str, float]) -> list[str]:
+    """The names that pass Benjamini-Hochberg at 5 % false discoveries, the clearest first."""
+    ordered = sorted((p, name) for name, p in p_values.items())
     passed = 0
     for rank, (p, _) in enumerate(ordered, 1):
         if p <= _FALSE_DISCOVERY * rank / len(ordered):
             passed = rank
-    kept = [shifts[name] for _, name in ordered[:passed]]
+    return [name for _, name in ordered[:passed]]
+
+
+def moved(shifts: Mapping[str, Shift]) -> list[Shift]:
+    """The shifts that pass Benjamini-Hochberg and are large enough to matter, the clearest first."""
+    kept = [shifts[name] for name in survivors({n: t4_two_sided_p(s.z) for n, s in shifts.items()})]
     return [shift for shift in kept if abs(shift.moved) > _LEAST_MOVED]
 
 

@@ -51,7 +51,7 @@ def tell(capture: Capture, path: str, count: int, whole: bool = False) -> Iterat
         found = contrast(capture.steps, capture.alerts[0])
         if found is not None:
             yield from ("", *_contrast(found))
-    yield from ("", *_verdict(capture.verdict))
+    yield from ("", *tell_verdict(capture.verdict))
     if count and capture.steps:
         yield from ("", *_slowest(capture, count))
     if count and capture.requests:
@@ -103,7 +103,7 @@ def _contrast(found: Contrast) -> Iterator[str]:
         yield f"  Most of the excess is in {found.holder.name}."
 
 
-def _verdict(verdict: Verdict | None) -> Iterator[str]:
+def tell_verdict(verdict: Verdict | None) -> Iterator[str]:
     yield f"VERDICT {wording.verdict_sentence(verdict)}"
     if verdict is None:
         return
