@@ -12,7 +12,7 @@ from latencyprism import inject
 from latencyprism.attach import footprint
 from latencyprism.attach.inject import Injector
 from latencyprism.bench import attaching
-from latencyprism.errors import TargetRefused
+from latencyprism.errors import BadInput, TargetRefused
 
 pytestmark = [
     pytest.mark.root,
@@ -48,8 +48,8 @@ Engine().run()
 
 
 class Target:
-    def __init__(self, python):
-        self.process = subprocess.Popen([python, "-c", ENGINE], stdout=subprocess.PIPE)
+    def __init__(self, python, engine=ENGINE):
+        self.process = subprocess.Popen([python, "-c", engine], stdout=subprocess.PIPE)
         assert self.process.stdout.readline() == b"ready\n"
         self.pid = self.process.pid
         self.injector = Injector(self.pid)
@@ -86,7 +86,7 @@ def versions():
     ]
 
 
-SHARED = ["python.gil", "python.gc"]
+SHARED = ["python.gil", "python.gc", "python.lock", "log.flood", "engine.event_loop"]
 
 
 @pytest.mark.parametrize("cause", SHARED)
@@ -144,6 +144,67 @@ def test_it_ends_when_the_injector_is_killed(target, victims):
     injector.stdout.close()
     assert target.left() == []
     assert target.process.poll() is None
+
+
+def test_slow_calls_are_counted_and_the_method_is_put_back(target):
+    place = {"at": "__main__:Tokenizer.encode", "reference_ms": 2.0}
+    with inject.start("engine.tokenizer", target.pid, 0.5, 1.5, **place) as injection:
+        injection.wait()
+    effect = injection.effect_check()
+    (report,) = [one for one in injection._reports() if "harm_ns" in one]
+    assert effect.effective and effect.measured > 20
+    assert report["harm_ns"] == pytest.approx(effect.measured * 1e6, rel=0.1)
+    assert target.left() == []
+    owners = [("__main__", "Tokenizer")]
+    before = footprint.take(target.injector, owners)
+    with inject.start("engine.tokenizer", target.pid, 0.5, 30.0, **place):
+        time.sleep(0.3)
+        told = footprint.take(target.injector, owners).left_since(before)
+        assert "attribute Tokenizer.encode: changed" in told
+    time.sleep(0.3)
+    assert footprint.take(target.injector, owners).left_since(before) == []
+
+
+@pytest.mark.parametrize(
+    ("cause", "options", "why"),
+    [
+        ("engine.tokenizer", {}, "it has none of"),
+        ("engine.tokenizer", {"at": "__main__:Engine.no_such"}, "it has none of"),
+        ("python.lock", {}, "a lock or a queue in sight"),
+        ("log.flood", {}, "has a handler"),
+        ("engine.event_loop", {}, "no event loop runs"),
+    ],
+)
+def test_what_is_not_there_is_said_and_nothing_is_left(cause, options, why):
+    bare = Target(sys.executable, "import asyncio, logging, mmap, threading, time\n"
+                  "threading.Thread(target=int).start()\nprint('ready', flush=True)\n"
+                  "while True: time.sleep(0.01)")  # fmt: skip
+    try:
+        with pytest.raises(TargetRefused, match=why):
+            inject.start(cause, bare.pid, **options)
+        assert bare.left() == []
+    finally:
+        bare.process.kill()
+        bare.process.communicate()
+
+
+@pytest.mark.parametrize("at", ["", "x", "a:b", "a:b.c.d;e", "os:system", "a b:c.d"])
+def test_a_place_that_is_none_is_bad_input(target, at):
+    with pytest.raises(BadInput):
+        inject.start("engine.tokenizer", target.pid, at=at)
+
+
+def test_a_log_that_nobody_reads_does_not_hang_the_target():
+    full = ENGINE.replace('open(os.devnull, "w")', "os.fdopen(os.pipe()[1], 'w')")
+    flooded = Target(sys.executable, full)
+    try:
+        with inject.start("log.flood", flooded.pid, 0.5, 1.5) as injection:
+            injection.wait()
+        assert injection._reports()[-1]["gone"] and 0 < injection._reports()[-1]["count"] < 1000
+        assert flooded.left() == []
+    finally:
+        flooded.process.kill()
+        flooded.process.communicate()
 
 
 def test_two_causes_at_once_both_end(target):

@@ -28,6 +28,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--every-s", type=float, default=2.0, help="peer.stalled: from stop to stop (default 2)"
     )
     parser.add_argument("--directory", default=".", help="disk.stall: where to write (default: here)")
+    parser.add_argument("--at", help="engine.tokenizer: the method to slow, as module:Class.method")
+    parser.add_argument(
+        "--url", help="workload.*, net.delay: where the engine answers, http://127.0.0.1:PORT"
+    )
+    parser.add_argument(
+        "--reference-ms",
+        type=float,
+        default=100.0,
+        metavar="MS",
+        help="engine.tokenizer, net.delay: the time that --strength is a part of (default 100)",
+    )
     parser.add_argument("--i-know", action="store_true", help="disturb a process that this one did not start")
     parser.add_argument("--list", action="store_true", dest="catalogue", help="show the causes and end")
     parser.add_argument("--json", action="store_true", help="write JSON")
@@ -49,6 +60,9 @@ def run(args: argparse.Namespace) -> int:
         stop_ms=args.stop_ms,
         every_s=args.every_s,
         directory=args.directory,
+        at=args.at,
+        url=args.url,
+        reference_ms=args.reference_ms,
     )
 
     def leave(_number: int, _frame: FrameType | None) -> None:

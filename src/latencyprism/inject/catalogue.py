@@ -14,6 +14,7 @@ from latencyprism.inject.target import look
 
 LONGEST_S = 600.0
 MOST_STRENGTH = 4.0
+MOST_REFERENCE_MS = 10_000.0
 SLOW_DOWN = "slow-down aimed at, up to 4: 0.1 is steps 10 % longer"
 
 
@@ -81,6 +82,34 @@ CATALOGUE: dict[str, Entry] = {
             0.5,
             within.collect,
         ),
+        Entry(
+            "python.lock",
+            "a thread in the target that holds mutexes of queues and locks that its working threads can see",
+            f"{SLOW_DOWN}, where each step takes one of these locks",
+            0.5,
+            within.lock,
+        ),
+        Entry(
+            "log.flood",
+            "a thread in the target that writes lines through the target's own log handlers",
+            f"{SLOW_DOWN}, where steps need the interpreter's lock all the time",
+            0.5,
+            within.flood,
+        ),
+        Entry(
+            "engine.event_loop",
+            "a callback in the target that blocks its asyncio loop, 20 ms at a time (vLLM: the API server)",
+            f"{SLOW_DOWN}, for what the loop does",
+            0.5,
+            within.event_loop,
+        ),
+        Entry(
+            "engine.tokenizer",
+            "tokenizer calls in the target take more CPU (vLLM: the API server); --at names other methods",
+            "times --reference-ms (a TTFT): CPU added to each prompt, a twentieth of it to a decoded token",
+            0.5,
+            within.tokenizer,
+        ),
     )
 }
 
@@ -95,6 +124,9 @@ def start(
     stop_ms: float | None = None,
     every_s: float = 2.0,
     directory: str = ".",
+    at: str | None = None,
+    url: str | None = None,
+    reference_ms: float = 100.0,
 ) -> Injection:
     """Begins to disturb process ``pid``; use as ``with start(...) as injection:``.
 
@@ -109,8 +141,14 @@ def start(
         raise BadInput(
             "--duration is out of range", f"{duration_s} s", f"more than 0, at most {LONGEST_S:.0f} s"
         )
-    if strength is not None and not (math.isfinite(strength) and 0 < strength <= 1):
-        raise BadInput("--strength is out of range", f"{strength}", "more than 0, at most 1")
+    if strength is not None and not (math.isfinite(strength) and 0 < strength <= MOST_STRENGTH):
+        raise BadInput("--strength is out of range", f"{strength}", f"more than 0, at most {MOST_STRENGTH}")
+    if not (math.isfinite(reference_ms) and 0 < reference_ms <= MOST_REFERENCE_MS):
+        raise BadInput(
+            "--reference-ms is out of range",
+            f"{reference_ms}",
+            f"more than 0, at most {MOST_REFERENCE_MS:.0f}",
+        )
     request = Request(
         target=look(pid, i_know=i_know),
         strength=entry.default if strength is None else strength,
@@ -119,5 +157,8 @@ def start(
         stop_ms=stop_ms,
         every_s=every_s,
         directory=directory,
+        at=at,
+        url=url,
+        reference_ms=reference_ms,
     )
     return Injection(cause, pid, duration_s, entry.plan(request))

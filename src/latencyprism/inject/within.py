@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
 from typing import Any
 
+from latencyprism.errors import BadInput
 from latencyprism.inject.injection import Effect, Interval, Plan, Report
 from latencyprism.inject.lease import Tenancy
 from latencyprism.inject.request import Request, share_of
+from latencyprism.tomlfile import parse_toml
 
 _ENOUGH = 0.6
-Words = Callable[[Report, float], str]
-"""What a report says, and how many seconds it ran, in words."""
+_PLACE = re.compile(r"([\w.]+):(\w+)\.(\w+)")
 
 
 def gil(request: Request) -> Plan:
@@ -23,6 +26,43 @@ def gil(request: Request) -> Plan:
 def collect(request: Request) -> Plan:
     """``python.gc``."""
     return _shared(request, "collect", "{rounds} collections, {share:.0f} % of the time")
+
+
+def lock(request: Request) -> Plan:
+    """``python.lock``."""
+    return _shared(request, "lock", "of {count} locks, waited for {share:.0f} % of the time")
+
+
+def flood(request: Request) -> Plan:
+    """``log.flood``."""
+    return _shared(request, "flood", "{count} lines, {share:.0f} % of the time")
+
+
+def event_loop(request: Request) -> Plan:
+    """``engine.event_loop``."""
+    return _shared(request, "event_loop", "{count} event loop blocked {share:.0f} % of the time")
+
+
+def tokenizer(request: Request) -> Plan:
+    """``engine.tokenizer``: ``at`` (module:Class.method) instead of the places that are known."""
+    added_ms = request.strength_up_to(4.0) * request.reference_ms
+    if request.at is None:
+        text = files("latencyprism.inject").joinpath("places.toml").read_text("utf-8")
+        known = parse_toml(text, "places.toml")["tokenizer"]
+        places = [(*each["place"], each["part"] * added_ms) for each in known]
+    else:
+        match = _PLACE.fullmatch(request.at)
+        if match is None:
+            raise BadInput("--at is no method", f"{request.at[:80]!r}", "write it as module:Class.method")
+        places = [(*match.groups(), added_ms)]
+    return _plan(request, "slow_call", 0.5, {"places": places}, _calls_effect)
+
+
+def _calls_effect(reports: Sequence[Report], _ran_s: float) -> Effect:
+    calls = sum(report.get("count", 0) for report in reports)
+    added_ms = sum(report.get("harm_ns", 0) for report in reports) / 1e6
+    text = f"{calls} calls slowed, {added_ms:.0f} ms of CPU added"
+    return Effect(calls > 0, float(calls), 1.0, "calls", "; ".join([text, *said(reports)]))
 
 
 def _shared(request: Request, part: str, text: str, options: Mapping[str, Any] | None = None) -> Plan:

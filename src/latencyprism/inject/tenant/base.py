@@ -121,9 +121,7 @@ class Tenant:
             # A log record asks for the thread's name, by which the module takes note of this one.
             threading._active.pop(_thread.get_ident(), None)
         sys.modules.pop(self.key, None)
-        for name, references in self.brought.items():
-            if name in sys.modules and sys.getrefcount(sys.modules[name]) <= references:
-                del sys.modules[name]
+        self.send_back()
         if os.getpid() == self.pid:
             words = self.words
             words[W_CPU_NS] = time.thread_time_ns()
@@ -131,6 +129,12 @@ class Tenant:
             words[W_STATE] = ENDED
         self.words.release()
         self.map.close()
+
+    def send_back(self):
+        """Modules that were loaded for us go, unless somebody else imported one since."""
+        for name, references in self.brought.items():
+            if name in sys.modules and sys.getrefcount(sys.modules[name]) <= references:
+                del sys.modules[name]
 
 
 def last_line(error):
@@ -150,10 +154,10 @@ def begin(config, harm):
         or tenant.words[W_NONCE] != config["nonce"]
     ):
         return  # the same text came twice
+    tenant.brought = {name: sys.getrefcount(sys.modules[name]) for name in BROUGHT if name in sys.modules}
     try:
         tenant.work = harm(tenant)
         sys.modules[tenant.key] = tenant
-        tenant.brought = {n: sys.getrefcount(sys.modules[n]) for n in BROUGHT if n in sys.modules}
         tenant.words[W_STATE] = LIVE
         _thread.start_new_thread(tenant.run, ())
     except Exception as error:
@@ -161,4 +165,7 @@ def begin(config, harm):
         sys.modules.pop(tenant.key, None)
         for undo in tenant.undo:
             undo()
+        tenant.send_back()
         tenant.words[W_STATE] = FAILED
+        tenant.words.release()
+        tenant.map.close()
