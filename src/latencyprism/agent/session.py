@@ -146,10 +146,20 @@ class ProbeSession:
         except BlockingIOError:
             return
 
-    def ask_to_be_woken(self) -> bool:
-        """True if there is nothing to read and the probe will wake us at its next record."""
-        self.ring.set_header(ring.H_WAITING, 1)
+    def ask_to_be_woken(self, only_if_long: bool = False) -> bool:
+        """True if there is nothing to read and the probe will wake us at its next record; ``only_if_long``:
+        at its next step beyond what ``call_long`` said last."""
+        self.ring.set_header(ring.H_WAITING, ring.WAKE_LONG if only_if_long else ring.WAKE_EACH)
         return self.ring.pending() == 0
+
+    def call_long(self, base_ns: int, decode_ns: int, prefill_ns: int, gap_ns: int) -> None:
+        """From which duration on a step is long: so much, and so much more for each decode and each prefill
+        token; or that began so long after the one before."""
+        header = self.ring.set_header
+        header(ring.H_WAKE_BASE_NS, base_ns)
+        header(ring.H_WAKE_DECODE_NS, decode_ns)
+        header(ring.H_WAKE_PREFILL_NS, prefill_ns)
+        header(ring.H_WAKE_GAP_NS, gap_ns)
 
     def read(self) -> Iterator[ring.RingRecord]:
         return self.ring.read()

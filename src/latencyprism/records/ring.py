@@ -37,11 +37,12 @@ H_MISSING, H_CRITICAL_NS, H_DEEP_UNTIL_NS, H_DEEP_ARMED, H_COMMAND, H_LATE = ran
 H_CHECKED, H_UNRINGED, H_NESTED, H_READINGS_OFF, H_BUDGET_PPM, H_SHARE_PPM = range(18, 24)
 H_KNOB_ORDER, H_KNOB_UNTIL_NS, H_KNOB_TOKENS, H_KNOB_SEQUENCES, H_KNOB_DONE = range(24, 29)
 H_KNOB_TOKENS_NOW, H_KNOB_TOKENS_WAS, H_KNOB_SEQUENCES_NOW, H_KNOB_SEQUENCES_WAS = range(29, 33)
+H_WAKE_BASE_NS, H_WAKE_DECODE_NS, H_WAKE_PREFILL_NS, H_WAKE_GAP_NS = range(33, 37)
 H_HEADS, H_THREADS, MAX_RINGS = 64, 80, 16
 MESSAGE_OFFSET, MESSAGE_BYTES = 1024, 2048
 NAMES_OFFSET, NAMES_BYTES = 3072, 1024
-"""H_WAITING: reader asks to be woken. H_LEASE_NS: CLOCK_MONOTONIC time after which the probe removes
-itself. H_STATE: see STATE_*. H_ERRORS: exceptions swallowed in the probe. H_DROPPED: iterations caught
+"""H_WAITING: reader asks to be woken, see WAKE_*. H_LEASE_NS: CLOCK_MONOTONIC time after which the probe
+removes itself. H_STATE: see STATE_*. H_ERRORS: exceptions swallowed in the probe. H_DROPPED: iterations caught
 half-way by attach. H_MISSING: bit set of fields the probe could not read. H_COST_NS / H_COST_STEPS: the
 probe's own time, all of it and the part while the engine does not wait (H_CRITICAL_NS). H_DEEP_UNTIL_NS:
 the watcher asks for spans of the pack's deep functions until then; H_DEEP_ARMED: how many are wrapped.
@@ -60,6 +61,11 @@ knobs as asked for (0: leave), as they are now, as they were."""
 
 COMMAND_NONE, COMMAND_DETACH = 0, 1
 
+WAKE_NOT, WAKE_EACH, WAKE_LONG = range(3)
+"""WAKE_EACH: at the next record. WAKE_LONG: only at a step that lasted longer than H_WAKE_BASE_NS, plus
+H_WAKE_DECODE_NS for each of its decode tokens and H_WAKE_PREFILL_NS for each of its prefill tokens, or that
+began more than H_WAKE_GAP_NS after the one before."""
+
 STATE_EMPTY, STATE_LIVE, STATE_DETACHED, STATE_EXPIRED, STATE_FAILED, STATE_OVER_BUDGET = range(6)
 
 # Kinds of record (word 1).
@@ -74,6 +80,7 @@ STEP_WIRE: tuple[str, ...] = (
     "schedule_ns", "execute_ns", "sample_ns", "update_ns", "gap_ns", "gc_ns",
     "output_tokens", "prompt_tokens_done", "finished", "scheduled_at_ns", "self_ns", "self_critical_ns",
 )  # fmt: skip
+STEP_PREFILL, STEP_DECODE, STEP_GAP = map(STEP_WIRE.index, ("prefill_tokens", "decode_tokens", "gap_ns"))
 # self_ns: the probe's own time in the step before, all of it and the part while the engine does not wait.
 # Payload of KIND_WORKER: one model execution seen inside a worker process.
 WORKER_WIRE: tuple[str, ...] = (
@@ -107,6 +114,7 @@ assert len(STEP_WIRE) <= MAX_PAYLOAD_WORDS
 
 _SLOT = struct.Struct(f"@{SLOT_WORDS}q")
 _WORD = struct.Struct("@q")
+_HEADS = struct.Struct(f"@{MAX_RINGS}q")
 
 
 class RingRecord(NamedTuple):
@@ -200,7 +208,10 @@ class RingReader:
 
     def records(self) -> int:
         """Records written so far, all rings together."""
-        return sum(self.header(H_HEADS + ring) for ring in range(self._rings))
+        return sum(self._heads())
+
+    def _heads(self) -> tuple[int, ...]:
+        return _HEADS.unpack_from(self._map, H_HEADS * 8)[: self._rings]
 
     def pending(self) -> int:
         """Records written and not yet read (or lost)."""
@@ -208,11 +219,11 @@ class RingReader:
 
     def read(self) -> Iterator[RingRecord]:
         """All whole records since the last call: one ring after the other, each ring in order."""
-        for ring in range(self._rings):
-            yield from self._read_ring(ring)
+        for ring, head in enumerate(self._heads()):
+            if head != self._next[ring]:
+                yield from self._read_ring(ring, head)
 
-    def _read_ring(self, ring: int) -> Iterator[RingRecord]:
-        head = self.header(H_HEADS + ring)
+    def _read_ring(self, ring: int, head: int) -> Iterator[RingRecord]:
         if head - self._next[ring] > self._slots:
             self.lost += head - self._slots - self._next[ring]
             self._next[ring] = head - self._slots

@@ -9,6 +9,7 @@ from typing import Protocol
 from latencyprism.records.request import Request
 from latencyprism.records.span import Counter, Span
 from latencyprism.records.step import Step
+from latencyprism.records.usual import Usual
 
 
 @dataclass(slots=True)
@@ -41,6 +42,10 @@ class StepSource(Protocol):
 
     def settle(self) -> bool:
         """Before sleeping on ``fileno``: True if it is safe to sleep, False if there is more to poll."""
+
+    def wake_beyond(self, usual: Usual | None) -> None:
+        """Make ``fileno`` readable only for a step that is longer than ``usual``; None: for every step. A
+        source that cannot tell may go on as it did."""
 
     def renew(self) -> None:
         """Keep a probe that lives on a lease alive; call it twice a second."""

@@ -12,8 +12,9 @@ from latencyprism.detect import Detector, Firing
 from latencyprism.errors import PrismError
 from latencyprism.host.sampler import HostSampler
 from latencyprism.recorder.flight import FlightRecorder
-from latencyprism.records import Alert, Step, Window
+from latencyprism.records import Alert, Step, Usual, Window
 from latencyprism.sentinel.below_watch import BelowWatch
+from latencyprism.sentinel.habit import Habit
 from latencyprism.sentinel.targets import Attachment
 from latencyprism.sentinel.where import PhaseShares, phase_names
 from latencyprism.xpu.sampler import DeviceSampler
@@ -22,6 +23,10 @@ SILENCE_MIN_S = 2.0
 SILENCE_FACTOR = 20.0
 LONG_STALL_MS, LONG_STALL_EXCESS = 25.0, 1.0
 STALL_QUIET_NS = 500_000_000
+_NO_OPERATORS = frozenset({"llama.cpp"})
+"""Engines without PyTorch."""
+HELD_NS = 100_000_000
+"""Steps are handed on a few at a time: what was seen below them is joined to many as cheaply as to one."""
 
 
 @dataclass
@@ -35,7 +40,8 @@ class Counts:
 
 
 class ReplicaWatch:
-    """``poll`` is called whenever there may be something new, and at least ten times a second."""
+    """``look`` and ``hand_on`` are called whenever there may be something new, and at least ten times a
+    second; ``poll`` is both. ``prompt``: wake for every step, and hand it on at once."""
 
     def __init__(self, attachment: Attachment, *, horizon_s: float = 60.0) -> None:
         self.attachment = attachment
@@ -55,6 +61,18 @@ class ReplicaWatch:
         self._alerted_ns = 0
         self._starts: deque[tuple[int, int]] = deque(maxlen=20_000)
         self._silent = False
+        self.prompt = False
+        self._habit = Habit()
+        self._told: Usual | None = None
+        self._held = Window()
+        self._raised: list[Alert] = []
+        self._handed_ns = 0
+        self.below: BelowWatch | None = None
+        self.below_missing: str | None = None
+        try:
+            self.below = BelowWatch(self.roles)
+        except PrismError as error:
+            self.below_missing = f"scheduler events: {error.why or error.what}"
         self.below: BelowWatch | None = None
         self.below_missing: str | None = None
         try:
@@ -64,22 +82,45 @@ class ReplicaWatch:
 
     # -- seeing ----------------------------------------------------------------------------------
 
-    def poll(self) -> tuple[Window, list[Alert]]:
-        """What came in since the last call, and the alerts it gave rise to (``delay_ms`` not yet set)."""
-        window = self.attachment.source.poll()
-        alerts = []
+    def look(self) -> list[tuple[Alert, int]]:
+        """Judges what came in since the last call: the alerts it gave rise to (``delay_ms`` not yet set),
+        each with the end of its step, CLOCK_MONOTONIC ns."""
+        window, held = self.attachment.source.poll(), self._held
+        raised = []
         for step in window.steps:
             alert = self._judge(step)
             if alert is not None:
-                alerts.append(alert)
+                raised.append((alert, step.end_ns))
+                self._raised.append(alert)
+        held.steps += window.steps
+        held.spans += window.spans
+        held.counters += window.counters
+        held.requests += window.requests
+        return raised
+
+    def hand_on(self, now_ns: int | None = None) -> tuple[Window, list[Alert]]:
+        """What ``look`` has seen since the last hand-over, with what was seen below it, now in the recorder;
+        and the alerts in it. Empty where ``now_ns`` is too early for the next."""
+        early = now_ns is not None and not self.prompt and now_ns - self._handed_ns < HELD_NS
+        if early and not self._raised:
+            return Window(), []
+        window, alerts = self._held, self._raised
+        self._held, self._raised = Window(), []
+        if now_ns is not None:
+            self._handed_ns = now_ns
         if self.below is not None and window.steps:
-            # After the judgement: an alert waits for nothing.
             threads = getattr(self.attachment.source, "step_threads", ())
             window.steps[:] = self.below.fill(window.steps, threads)
         self.recorder.add(window)
         return window, alerts
 
+    def poll(self) -> tuple[Window, list[Alert]]:
+        """What came in since the last call, and the alerts it gave rise to."""
+        self.look()
+        return self.hand_on()
+
     def sample_host(self, now_ns: int) -> None:
+        self._habit.look(now_ns)
         for counter in self.host.sample(now_ns):
             self.recorder.add_counter(counter)
         for counter in self.devices.drain():
@@ -88,8 +129,13 @@ class ReplicaWatch:
             self.below.tick(now_ns)
 
     def settle(self) -> bool:
-        """True if nothing is waiting to be polled and the source will wake us."""
-        return self.attachment.source.settle()
+        """True if nothing is waiting to be polled and the source will wake us where it must."""
+        source = self.attachment.source
+        usual = None if self.prompt else self._habit.usual
+        if usual is not self._told:
+            self._told = usual
+            source.wake_beyond(usual)
+        return source.settle()
 
     # -- judging ---------------------------------------------------------------------------------
 
@@ -98,6 +144,7 @@ class ReplicaWatch:
         self._silent = False
         self.counts.steps += 1
         self._starts.append((step.step, step.start_ns))
+        self._habit.take(step)
         firing = self.detector.observe(step)
         expected = self.detector.last
         if expected is not None:

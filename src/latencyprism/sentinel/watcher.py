@@ -16,7 +16,7 @@ from latencyprism.engines.discovery import Replica, discover
 from latencyprism.engines.unknown import discover_any, successors
 from latencyprism.errors import PrismError, TargetRefused
 from latencyprism.host.neighbours import Neighbours
-from latencyprism.records import Alert
+from latencyprism.records import Alert, Window
 from latencyprism.records.alert import LEVELS
 from latencyprism.sentinel.attendant import Attendant, Attendants, Raised
 from latencyprism.sentinel.captures import Captures
@@ -29,10 +29,12 @@ from latencyprism.sentinel.steplog import StepLog
 from latencyprism.sentinel.targets import attach
 
 HOST_PERIOD_S = 0.2
-NEIGHBOURS_PERIOD_S = 1.0
+NEIGHBOURS_PERIOD_S, NEIGHBOURS_CALM_S = 1.0, 3.0
+"""Who else burns CPU: while a capture is under way, and else."""
 LEASE_PERIOD_S = 0.5
 SEARCH_PERIOD_S = 1.0
-MAX_SLEEP_S = 0.1
+MAX_SLEEP_S = 0.05
+"""Steps as usual are looked at this late at most; a long one wakes us."""
 
 
 @dataclass
@@ -146,12 +148,14 @@ class Watcher:
     def _loop(self, on_time: OnTime, signals: SignalPipe) -> None:
         begun = time.monotonic()
         end = None if self.options.duration_s is None else begun + self.options.duration_s
-        host_at = lease_at = search_at = neighbours_at = begun
+        host_at = lease_at = search_at = looked_at = begun
         while not self._stop:
             settled = [watch.settle() for watch in self.watches]  # every one must be asked
             ready = self._epoll.poll(MAX_SLEEP_S if all(settled) else 0)
             if any(fd == signals.fd for fd, _ in ready):
                 signals.drain()
+            if any(what & select.EPOLLHUP for _, what in ready):
+                lease_at = 0.0  # a probe is gone: its pipe would be ready from now on
             self._poll_all()
             if self.captures.under_way:
                 self.captures.advance()
@@ -159,8 +163,8 @@ class Watcher:
             if now >= host_at:
                 host_at = now + HOST_PERIOD_S
                 self._slow_signals(time.monotonic_ns())
-            if now >= neighbours_at:
-                neighbours_at = now + NEIGHBOURS_PERIOD_S
+            if now - looked_at >= (NEIGHBOURS_PERIOD_S if self.capturing else NEIGHBOURS_CALM_S):
+                looked_at = now
                 self._look_around(time.monotonic_ns())
             if now >= lease_at:
                 lease_at = now + LEASE_PERIOD_S
@@ -178,14 +182,16 @@ class Watcher:
 
     def _poll_all(self) -> None:
         for watch in self.watches:
-            window, alerts = watch.poll()
-            for alert in alerts:
-                self._raise(watch, alert, _end_of(window.steps, alert.step))
-            if self._attendants:
-                self._attendants.window(watch, window, alerts)
-            if self.options.steps is not None:
-                for step in window.steps:
-                    self.options.steps.write(step)
+            for alert, end_ns in watch.look():
+                self._raise(watch, alert, end_ns)
+            self._pass_on(watch, *watch.hand_on(time.monotonic_ns()))
+
+    def _pass_on(self, watch: ReplicaWatch, window: Window, alerts: list[Alert]) -> None:
+        if self._attendants:
+            self._attendants.window(watch, window, alerts)
+        if self.options.steps is not None:
+            for step in window.steps:
+                self.options.steps.write(step)
 
     def _raise(self, watch: ReplicaWatch, alert: Alert, end_ns: int | None) -> None:
         """Emission comes first; all that costs time comes after it."""
@@ -299,6 +305,7 @@ class Watcher:
 
     def _attach(self, replica: Replica, *, again: bool = False) -> None:
         watch = ReplicaWatch(attach(replica, self._say, realtime=self.options.realtime))
+        watch.prompt = bool(self._attendants)
         self.watches.append(watch)
         fd = watch.attachment.source.fileno()
         if fd is not None:
@@ -331,6 +338,7 @@ class Watcher:
         self.summary.lost += watch.attachment.source.lost
         # The probes go first: whoever runs the engine must not wait for our files.
         watch.attachment.close()
+        self._pass_on(watch, *watch.hand_on())
         if self._attendants:
             self._attendants.detached(watch)
         self.captures.abandon(watch)
@@ -360,7 +368,3 @@ class Watcher:
             "steps": summary.steps, "evidence": summary.evidence, "page": summary.page,
             "lost": summary.lost, "captures": summary.captures, "braked": summary.braked,
         }  # fmt: skip
-
-
-def _end_of(steps: list[Any], number: int) -> int | None:
-    return next((step.end_ns for step in steps if step.step == number), None)

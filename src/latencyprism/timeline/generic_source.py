@@ -8,7 +8,7 @@ from latencyprism.agent.session import ProbePlan, ProbeSession
 from latencyprism.attach.inject import InjectReport
 from latencyprism.attach.process import Identity
 from latencyprism.engines.discovery import Replica
-from latencyprism.records import Span, Step, Window, ring
+from latencyprism.records import Span, Step, Usual, Window, ring
 from latencyprism.records.step import NULL
 from latencyprism.timeline.anchor_search import Anchor, search, where
 
@@ -42,6 +42,7 @@ class GenericSource:
         if anchor.witness is not None:
             hooks["witness"] = where(anchor.witness)
         self._session = ProbeSession(pid, ProbePlan("anchor", "engine", 0, hooks))
+        self._only_if_long = False
         self._track = (f"{replica.roles().get(pid, 'engine')} {pid}",)
 
     # -- StepSource ------------------------------------------------------------------------------
@@ -64,7 +65,12 @@ class GenericSource:
 
     def settle(self) -> bool:
         self._session.drain_wakes()
-        return self._session.ask_to_be_woken()
+        return self._session.ask_to_be_woken(self._only_if_long)
+
+    def wake_beyond(self, usual: Usual | None) -> None:
+        self._only_if_long = usual is not None
+        if usual is not None:
+            self._session.call_long(*usual)
 
     def renew(self) -> None:
         self._session.renew()

@@ -7,7 +7,7 @@ the ring's constants into one text; lines between the cut marks are for linters 
 
 # [cut
 from latencyprism.agent.probe.budget import Budget
-from latencyprism.agent.probe.lane import Lane
+from latencyprism.agent.probe.lane import Lane, worth_waking
 from latencyprism.agent.probe.monitor import Monitor
 from latencyprism.agent.probe.observe import captured_in, hook_method, name_of
 from latencyprism.agent.probe.places import find_class, keeping_write, size, why_absent  # noqa: F401
@@ -139,7 +139,7 @@ class Probe:
             lane.put(kind, values)
         finally:
             lane.busy = False
-        if words[H_WAITING]:
+        if words[H_WAITING] and worth_waking(words, kind, values):
             words[H_WAITING] = 0
             self.write(self.wake_fd, b"\0", 1)  # a full pipe holds wakes enough: its error means nothing
         if kind == KIND_STEP or kind == KIND_WORKER:

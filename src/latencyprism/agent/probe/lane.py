@@ -7,9 +7,19 @@ from latencyprism.records.ring import (
     H_CHECKED,
     H_HEADS,
     H_SLOTS,
+    H_WAITING,
+    H_WAKE_BASE_NS,
+    H_WAKE_DECODE_NS,
+    H_WAKE_GAP_NS,
+    H_WAKE_PREFILL_NS,
     HEADER_BYTES,
+    KIND_STEP,
     MAX_PAYLOAD_WORDS,
     SLOT_WORDS,
+    STEP_DECODE,
+    STEP_GAP,
+    STEP_PREFILL,
+    WAKE_EACH,
 )
 
 # cut]
@@ -79,3 +89,18 @@ class Lane:
         words[check] = total & CHECK_MASK
         self.barrier.release()
         self.barrier.acquire()
+
+
+def worth_waking(words, kind, values):
+    """Whether a record is one that the waiting reader asked to be woken for. What is NULL in it makes it one,
+    where a price is set on it."""
+    if words[H_WAITING] == WAKE_EACH:
+        return True
+    usual = words[H_WAKE_BASE_NS]
+    if kind == KIND_STEP:
+        usual += words[H_WAKE_DECODE_NS] * values[STEP_DECODE]
+        usual += words[H_WAKE_PREFILL_NS] * values[STEP_PREFILL]
+        gap = values[STEP_GAP]
+    else:
+        return False
+    return values[2] - values[1] > usual or gap > words[H_WAKE_GAP_NS]

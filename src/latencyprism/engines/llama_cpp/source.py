@@ -14,7 +14,7 @@ from latencyprism.bpf.native import TRUNCATED, UNREAD, Hit, NativeProbe, Point
 from latencyprism.engines.llama_cpp.assemble import ENGINE, Assembler, Event, Role, SeenRun
 from latencyprism.engines.llama_cpp.pack import Layout, Pack, load_pack
 from latencyprism.errors import BadInput, PrismError, TargetRefused
-from latencyprism.records import Window
+from latencyprism.records import Usual, Window
 
 _HINT = "llama"
 _REMEMBERED = 256
@@ -198,6 +198,9 @@ class LlamaSource:
     def settle(self) -> bool:
         """The kernel keeps ``fileno`` readable while there is something to poll."""
         return True
+
+    def wake_beyond(self, usual: Usual | None) -> None:
+        """Goes on as it did."""
 
     def renew(self) -> None:
         """Kernel probes need no lease: they end with this process."""

@@ -1,0 +1,24 @@
+"""What a watch takes for usual, so that it need not be woken for it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from latencyprism.records.step import Step
+
+
+class Usual(NamedTuple):
+    """A step is long above ``base_ns`` plus so much for each decode and each prefill token, or where it began
+    ``gap_ns`` or more after the step before."""
+
+    base_ns: int
+    decode_ns: int
+    prefill_ns: int
+    gap_ns: int
+
+    def long(self, step: Step) -> bool:
+        decode, prefill = step.decode_tokens, step.prefill_tokens
+        if (decode is None and self.decode_ns) or (prefill is None and self.prefill_ns):
+            return True
+        limit = self.base_ns + self.decode_ns * (decode or 0) + self.prefill_ns * (prefill or 0)
+        return step.end_ns - step.start_ns > limit or (step.gap_ns or 0) > self.gap_ns

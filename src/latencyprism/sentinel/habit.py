@@ -1,0 +1,76 @@
+"""How long a step usually takes: the watch sleeps through usual steps and is woken by a long one.
+
+To be woken costs the watch more than to read a step: what it needs has left the caches by then. So while
+steps are as they were, a probe wakes it only for one that is longer than most for its number of tokens, and
+the others are read a few at a time. A shift makes many steps long, and then each is looked at when it ends.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+import numpy.typing as npt
+
+from latencyprism.records import Step, Usual
+
+KEPT, LEAST = 256, 64
+LONG_SHARE = 0.1
+"""Of usual steps, so many are called long."""
+RESTLESS, MEMORY = 0.4, 1 / 16
+"""From this share of long ones among the last few on, every step is looked at."""
+FIT_NS = 2_000_000_000
+NEVER_NS, ROUNDING_NS = 1 << 62, 1_000
+
+
+class Habit:
+    """``take`` each step, ``look`` now and then. ``usual``: None while too little is known, or while too many
+    steps are long: then every step is worth being woken for."""
+
+    def __init__(self) -> None:
+        self._rows: deque[tuple[int, int, int, int]] = deque(maxlen=KEPT)
+        self._known: Usual | None = None
+        self._share = 0.0
+        self._fitted_ns = 0
+
+    @property
+    def usual(self) -> Usual | None:
+        return None if self._share > RESTLESS else self._known
+
+    def take(self, step: Step) -> None:
+        gap = -1 if step.gap_ns is None else step.gap_ns
+        self._rows.append(
+            (step.end_ns - step.start_ns, step.decode_tokens or 0, step.prefill_tokens or 0, gap)
+        )
+        if self._known is not None:
+            self._share += (self._known.long(step) - self._share) * MEMORY
+
+    def look(self, now_ns: int) -> None:
+        """Learn anew what is usual, every two seconds."""
+        if now_ns - self._fitted_ns >= FIT_NS and len(self._rows) >= LEAST:
+            self._fitted_ns = now_ns
+            self._known = _fit(np.array(self._rows, np.float64))
+
+
+def _fit(rows: npt.NDArray[np.float64]) -> Usual:
+    """Least squares of relative errors, then as much more as leaves ``LONG_SHARE`` above."""
+    took = np.maximum(rows[:, 0], 1.0)
+    terms = np.column_stack([np.ones(len(rows)), rows[:, 1], rows[:, 2]])
+    scaled = terms / took[:, None]
+    # A little on the diagonal: a number of tokens that never changes has no price of its own.
+    square = scaled.T @ scaled
+    square += np.diag(np.diag(square) * 1e-9 + 1e-30)
+    found = np.maximum(np.linalg.solve(square, scaled.sum(axis=0)), 0.0)
+    line = terms @ found
+    if not np.all(line > 0.0):
+        found, line = np.array([1.0, 0.0, 0.0]), np.ones(len(rows))
+    prices = found * _above(took / line, LONG_SHARE)
+    gaps = rows[rows[:, 3] >= 0.0, 3]
+    gap_ns = int(_above(gaps, LONG_SHARE / 2)) if gaps.size else NEVER_NS
+    base, decode, prefill = (int(price) for price in prices)
+    return Usual(base + ROUNDING_NS, decode, prefill, gap_ns + ROUNDING_NS)
+
+
+def _above(values: npt.NDArray[np.float64], share: float) -> float:
+    """What this share of the values lies above."""
+    return float(np.sort(values)[int((1.0 - share) * (len(values) - 1))])
