@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 
+from latencyprism.recorder.tape import Tape
 from latencyprism.records import Counter, Request, Span, Step, Window
 
 STEP_COST_BYTES, SPAN_COST_BYTES, COUNTER_COST_BYTES, REQUEST_COST_BYTES = 1300, 450, 200, 1000
@@ -17,13 +19,15 @@ class FlightRecorder:
 
     Each kind of record has its own share of the memory, so a flood of spans never pushes the steps out.
     Time is that of the records (CLOCK_MONOTONIC ns), so a replay behaves like the live thing. Each
-    ``add_*`` costs well under 2 us. One thread adds; ``window`` may be called from another.
+    ``add_*`` costs well under 2 us. One thread adds; ``window`` may be called from another. ``tape``, where
+    one is set, gets the same records, for the case that this process is killed.
     """
 
     def __init__(self, horizon_s: float = 60.0, max_bytes: int = 64 << 20) -> None:
         if not horizon_s > 0 or max_bytes <= 0:
             raise ValueError("horizon_s and max_bytes must be positive")
         self.horizon_ns = int(horizon_s * 1e9)
+        self.tape: Tape | None = None
         steps, spans, counters, requests = (int(max_bytes * share) for share in _SHARES)
         self._steps: deque[Step] = deque(maxlen=max(1, steps // STEP_COST_BYTES))
         self._spans: deque[Span] = deque(maxlen=max(1, spans // SPAN_COST_BYTES))
@@ -36,7 +40,8 @@ class FlightRecorder:
         """Records given up for lack of memory while still inside the horizon."""
         return self.dropped_steps + self.dropped_spans + self.dropped_counters + self.dropped_requests
 
-    def add_step(self, step: Step) -> None:
+    def add_step(self, step: Step, expected_ms: float | None = None) -> None:
+        """``expected_ms`` is for the tape."""
         kept = self._steps
         oldest_ns = step.end_ns - self.horizon_ns
         while kept and kept[0].end_ns < oldest_ns:
@@ -44,6 +49,8 @@ class FlightRecorder:
         if len(kept) == kept.maxlen:
             self.dropped_steps += 1
         kept.append(step)
+        if self.tape is not None:
+            self.tape.add_step(step, expected_ms)
 
     def add_span(self, span: Span) -> None:
         kept = self._spans
@@ -53,6 +60,8 @@ class FlightRecorder:
         if len(kept) == kept.maxlen:
             self.dropped_spans += 1
         kept.append(span)
+        if self.tape is not None:
+            self.tape.add_span(span)
 
     def add_counter(self, counter: Counter) -> None:
         kept = self._counters
@@ -62,6 +71,8 @@ class FlightRecorder:
         if len(kept) == kept.maxlen:
             self.dropped_counters += 1
         kept.append(counter)
+        if self.tape is not None:
+            self.tape.add_counter(counter)
 
     def add_request(self, request: Request) -> None:
         """One that has ended: its time is that of the newest step."""
@@ -72,11 +83,14 @@ class FlightRecorder:
         if len(kept) == kept.maxlen:
             self.dropped_requests += 1
         kept.append((now_ns, request))
+        if self.tape is not None:
+            self.tape.add_request(request)
 
-    def add(self, window: Window) -> None:
-        """Everything in ``window``, as a source's ``poll`` hands it over."""
+    def add(self, window: Window, expected_ms: Mapping[int, float] | None = None) -> None:
+        """Everything in ``window``, as a source's ``poll`` hands it over; ``expected_ms`` by step."""
+        known = expected_ms or {}
         for step in window.steps:
-            self.add_step(step)
+            self.add_step(step, known.get(step.step))
         for span in window.spans:
             self.add_span(span)
         for counter in window.counters:

@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, lru_cache
 from typing import Any
 
@@ -46,6 +46,8 @@ class BelowWatch:
         self._processes = dict(roles)
         watched = [pid for pid, role in roles.items() if role != API]
         self.probe = BelowProbe(watched)
+        self.on_taken: Callable[[Intervals], None] | None = None
+        """Gets each batch of records as it comes."""
         self._kept: deque[Intervals] = deque()
         self._rows = 0
         self._deep = 0
@@ -94,6 +96,8 @@ class BelowWatch:
         self._attribution.update(now_ns, totals, found)
         if len(found):
             self._kept.append(found)
+            if self.on_taken is not None:
+                self.on_taken(found)
             self._rows += len(found)
             oldest_ns = int(found["end_ns"][-1]) - HORIZON_NS
             while self._kept and (self._rows > MOST_KEPT or int(self._kept[0]["end_ns"][-1]) < oldest_ns):
@@ -164,6 +168,11 @@ class BelowWatch:
         ]
 
     # -- telling ---------------------------------------------------------------------------------
+
+    @property
+    def critical(self) -> frozenset[int]:
+        """Threads that steps wait for."""
+        return frozenset(self._roles.critical)
 
     def intervals(self, since_ns: int, until_ns: int) -> Intervals:
         """What was kept and overlaps that time."""

@@ -14,6 +14,7 @@ from latencyprism.host.sampler import HostSampler
 from latencyprism.recorder.flight import FlightRecorder
 from latencyprism.records import Alert, Step, Usual, Window
 from latencyprism.sentinel.below_watch import BelowWatch
+from latencyprism.sentinel.flight_tape import FlightTape
 from latencyprism.sentinel.habit import Habit
 from latencyprism.sentinel.targets import Attachment
 from latencyprism.sentinel.where import PhaseShares, phase_names
@@ -79,6 +80,7 @@ class ReplicaWatch:
             self.below = BelowWatch(self.roles)
         except PrismError as error:
             self.below_missing = f"scheduler events: {error.why or error.what}"
+        self.tape = FlightTape(self)
 
     # -- seeing ----------------------------------------------------------------------------------
 
@@ -111,8 +113,13 @@ class ReplicaWatch:
         if self.below is not None and window.steps:
             threads = getattr(self.attachment.source, "step_threads", ())
             window.steps[:] = self.below.fill(window.steps, threads)
-        self.recorder.add(window)
+        self.recorder.add(window, self._latest_expected(len(window.steps)))
         return window, alerts
+
+    def _latest_expected(self, count: int) -> dict[int, float]:
+        """Of the ``count`` steps judged last, by step."""
+        latest = self.expected
+        return dict(latest[place] for place in range(max(0, len(latest) - count), len(latest)))
 
     def poll(self) -> tuple[Window, list[Alert]]:
         """What came in since the last call, and the alerts it gave rise to."""
@@ -127,6 +134,7 @@ class ReplicaWatch:
             self.recorder.add_counter(counter)
         if self.below is not None:
             self.below.tick(now_ns)
+        self.tape.refresh(now_ns)
 
     def settle(self) -> bool:
         """True if nothing is waiting to be polled and the source will wake us where it must."""
@@ -229,6 +237,7 @@ class ReplicaWatch:
         )
 
     def close(self) -> None:
+        self.tape.close()
         if self.below is not None:
             self.below.close()
         self.host.close()

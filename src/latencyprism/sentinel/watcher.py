@@ -202,6 +202,7 @@ class Watcher:
         if self._webhook is not None:
             self._webhook.offer(alert)
         self._on_alert(alert)
+        watch.tape.alert(alert, time.monotonic_ns())
         if begin:
             self.captures.begin(watch, alert)
         else:
