@@ -42,9 +42,9 @@ H_HEADS, H_THREADS, MAX_RINGS = 64, 80, 16
 MESSAGE_OFFSET, MESSAGE_BYTES = 1024, 2048
 NAMES_OFFSET, NAMES_BYTES = 3072, 1024
 """H_WAITING: reader asks to be woken, see WAKE_*. H_LEASE_NS: CLOCK_MONOTONIC time after which the probe
-removes itself. H_STATE: see STATE_*. H_ERRORS: exceptions swallowed in the probe. H_DROPPED: iterations caught
-half-way by attach. H_MISSING: bit set of fields the probe could not read. H_COST_NS / H_COST_STEPS: the
-probe's own time, all of it and the part while the engine does not wait (H_CRITICAL_NS). H_DEEP_UNTIL_NS:
+removes itself. H_STATE: see STATE_*. H_ERRORS: exceptions swallowed in the probe. H_DROPPED: iterations
+caught half-way by attach. H_MISSING: bit set of fields the probe could not read. H_COST_NS / H_COST_STEPS:
+the probe's own time, all of it and the part while the engine does not wait (H_CRITICAL_NS). H_DEEP_UNTIL_NS:
 the watcher asks for spans of the pack's deep functions until then; H_DEEP_ARMED: how many are wrapped.
 H_COMMAND: COMMAND_DETACH asks the probe to remove itself at its next call. At MESSAGE_OFFSET the probe
 leaves a UTF-8 text (zero-terminated): why it failed, or what it could not read.
@@ -56,7 +56,7 @@ it did, last window. H_READINGS_OFF: bit set of the optional readings it dropped
 order of the bits, at NAMES_OFFSET. The first watcher of an attach sets the budget; what was dropped stays so
 until the next attach.
 H_KNOB_ORDER: number of the watcher's order to the engine's knobs, 0: none, also set by the probe when it has
-ended; it holds until H_KNOB_UNTIL_NS; H_KNOB_DONE: the last one carried out, negative where it was refused; the
+ended; it holds until H_KNOB_UNTIL_NS; H_KNOB_DONE: the last one carried out, negative: it was refused; the
 knobs as asked for (0: leave), as they are now, as they were."""
 
 COMMAND_NONE, COMMAND_DETACH = 0, 1

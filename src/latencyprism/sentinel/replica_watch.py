@@ -74,12 +74,6 @@ class ReplicaWatch:
             self.below = BelowWatch(self.roles)
         except PrismError as error:
             self.below_missing = f"scheduler events: {error.why or error.what}"
-        self.below: BelowWatch | None = None
-        self.below_missing: str | None = None
-        try:
-            self.below = BelowWatch(self.roles)
-        except PrismError as error:
-            self.below_missing = f"scheduler events: {error.why or error.what}"
         self.tape = FlightTape(self)
 
     # -- seeing ----------------------------------------------------------------------------------

@@ -1,0 +1,203 @@
+"""What is usual is learned, probe and watch agree on what is long, and steps that wait are handed on."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latencyprism.agent.probe.lane import worth_waking
+from latencyprism.attach.process import read_process
+from latencyprism.engines.discovery import Member, Replica
+from latencyprism.records import NULL, Step, Usual, Window, ring
+from latencyprism.sentinel import replica_watch
+from latencyprism.sentinel.habit import LONG_SHARE, Habit
+from latencyprism.sentinel.replica_watch import ReplicaWatch
+from latencyprism.sentinel.targets import Attachment
+
+MS = 1_000_000
+
+
+def step(
+    number: int, ms: float, decode: int | None = 4, prefill: int | None = 0, gap: int | None = 0
+) -> Step:
+    start = number * 100 * MS
+    return Step(
+        "vllm", 0, 0, number, start, start + int(ms * MS), decode_tokens=decode, prefill_tokens=prefill,
+        gap_ns=gap, running=decode,
+    )  # fmt: skip
+
+
+def learned(steps: list[Step]) -> Habit:
+    habit = Habit()
+    for one in steps:
+        habit.take(one)
+    habit.look(10**12)
+    return habit
+
+
+def test_prices_of_tokens_are_found_and_one_in_ten_is_long() -> None:
+    rng = np.random.default_rng(1)
+    steps = []
+    for number in range(256):
+        decode, prefill = int(rng.integers(1, 9)), int(rng.integers(16, 257)) if rng.random() < 0.2 else 0
+        ms = (3.0 + decode + 0.8 * prefill) * float(np.exp(rng.normal(0.0, 0.02)))
+        steps.append(step(number, ms, decode, prefill))
+    usual = learned(steps).usual
+    assert usual is not None
+    assert abs(usual.decode_ns / MS - 1.0) < 0.15 and abs(usual.prefill_ns / MS - 0.8) < 0.1
+    long = sum(usual.long(one) for one in steps) / len(steps)
+    assert 0.5 * LONG_SHARE < long < 1.5 * LONG_SHARE
+    assert usual.long(step(1, 14.0, 8)) and not usual.long(step(1, 10.5, 8)) and usual.long(step(1, 10.5, 4))
+
+
+def test_counts_that_were_not_observed_have_no_price() -> None:
+    habit = learned([step(number, 5.0 + number % 7 * 0.01, None, None, None) for number in range(100)])
+    assert habit.usual is not None
+    assert habit.usual.prefill_ns == 0 and habit.usual.decode_ns == 0
+    assert not habit.usual.long(step(1, 5.0, None, None, None))
+    assert habit.usual.long(step(1, 6.0, None, None, None))
+
+
+def test_too_few_steps_or_many_long_ones_are_looked_at_one_by_one() -> None:
+    habit = learned([step(number, 5.0) for number in range(20)])
+    assert habit.usual is None
+    habit = learned([step(number, 5.0) for number in range(100)])
+    assert habit.usual is not None
+    for number in range(100, 112):
+        habit.take(step(number, 6.0))
+    assert habit.usual is None
+    for number in range(112, 150):
+        habit.take(step(number, 5.0))
+    assert habit.usual is not None
+
+
+def test_durations_of_nothing_are_no_trouble() -> None:
+    habit = learned([step(number, 0.0) for number in range(100)])
+    assert habit.usual is not None and habit.usual.long(step(1, 1.0))
+
+
+COUNT = st.none() | st.integers(0, 1 << 40)
+PRICE = st.integers(0, 1 << 40)
+
+
+@given(
+    took=st.integers(0, 1 << 50), decode=COUNT, prefill=COUNT, gap=st.none() | st.integers(0, 1 << 60),
+    usual=st.builds(Usual, PRICE, PRICE, PRICE, st.integers(0, 1 << 62)),
+)  # fmt: skip
+def test_the_probe_wakes_for_what_the_watch_calls_long(
+    took: int, decode: int | None, prefill: int | None, gap: int | None, usual: Usual
+) -> None:
+    seen = Step("e", 0, 0, 1, 1000, 1000 + took, decode_tokens=decode, prefill_tokens=prefill, gap_ns=gap)
+    values = [0] * len(ring.STEP_WIRE)
+    values[1], values[2] = seen.start_ns, seen.end_ns
+    for at, value in ((ring.STEP_DECODE, decode), (ring.STEP_PREFILL, prefill), (ring.STEP_GAP, gap)):
+        values[at] = NULL if value is None else value
+    words = [0] * 64
+    words[ring.H_WAITING] = ring.WAKE_LONG
+    words[ring.H_WAKE_BASE_NS : ring.H_WAKE_GAP_NS + 1] = usual
+    assert worth_waking(words, ring.KIND_STEP, values) == usual.long(seen)
+    assert not worth_waking(words, ring.KIND_WORKER, values)
+    words[ring.H_WAITING] = ring.WAKE_EACH
+    assert worth_waking(words, ring.KIND_WORKER, values)
+
+
+class Source:
+    """Hands out steps that the test made, and keeps what it was told."""
+
+    engine, lost = "vllm", 0
+
+    def __init__(self) -> None:
+        self.pids = (os.getpid(),)
+        self.made: list[Step] = []
+        self.told: list[Usual | None] = []
+
+    def fileno(self) -> None:
+        return None
+
+    def poll(self) -> Window:
+        steps, self.made = self.made, []
+        return Window(steps)
+
+    def settle(self) -> bool:
+        return True
+
+    def wake_beyond(self, usual: Usual | None) -> None:
+        self.told.append(usual)
+
+    def renew(self) -> None: ...
+
+    def arm_deep(self, seconds: float) -> None: ...
+
+    def detached(self) -> None:
+        return None
+
+    def notices(self) -> list[str]:
+        return []
+
+    def close(self) -> None: ...
+
+
+def watch_of(source: Source) -> ReplicaWatch:
+    replica = Replica("vllm", 0, (Member(read_process(os.getpid()), "engine"),), "0.0")
+    return ReplicaWatch(Attachment(replica, source, [], None))
+
+
+def test_steps_are_judged_at_once_and_handed_on_later() -> None:
+    source = Source()
+    watch = watch_of(source)
+    try:
+        for number in range(5):
+            source.made = [step(number, 5.0)]
+            assert watch.look() == []
+        assert watch.counts.steps == 5 and watch.recorder.latest_step() is None
+        window, alerts = watch.hand_on(10**12)
+        assert [one.step for one in window.steps] == [0, 1, 2, 3, 4] and alerts == []
+        source.made = [step(5, 5.0)]
+        watch.look()
+        assert watch.hand_on(10**12 + replica_watch.HELD_NS - 1)[0].steps == []
+        assert len(watch.hand_on(10**12 + replica_watch.HELD_NS)[0].steps) == 1
+        watch.prompt = True
+        source.made = [step(6, 5.0)]
+        watch.look()
+        assert len(watch.hand_on(10**12 + replica_watch.HELD_NS + 1)[0].steps) == 1
+        assert watch.recorder.latest_step() == watch.last_step
+    finally:
+        watch.close()
+
+
+def test_an_alert_comes_with_the_end_of_its_step_and_ends_the_wait() -> None:
+    source = Source()
+    watch = watch_of(source)
+    try:
+        source.made = [step(number, 5.0 + number % 5 * 0.01) for number in range(600)]
+        assert watch.look() == []
+        watch.hand_on(10**12)
+        late = step(600, 80.0)
+        source.made = [late]
+        raised = watch.look()
+        assert [(alert.step, end_ns) for alert, end_ns in raised] == [(600, late.end_ns)]
+        window, alerts = watch.hand_on(10**12 + 1)
+        assert [one.step for one in window.steps] == [600] and alerts == [raised[0][0]]
+    finally:
+        watch.close()
+
+
+def test_the_source_is_told_what_is_usual_once_it_is_known() -> None:
+    source = Source()
+    watch = watch_of(source)
+    try:
+        source.made = [step(number, 5.0 + number % 5 * 0.01) for number in range(100)]
+        watch.look()
+        assert watch.settle() and source.told == []
+        watch.sample_host(10**13)
+        watch.settle()
+        watch.settle()
+        assert len(source.told) == 1 and source.told[0] is not None
+        watch.prompt = True
+        watch.settle()
+        assert source.told[1:] == [None]
+    finally:
+        watch.close()
