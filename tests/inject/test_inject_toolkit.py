@@ -14,7 +14,7 @@ from latencyprism import inject
 from latencyprism.cli import inject as verb
 from latencyprism.errors import BadInput, PrismError, TargetRefused
 from latencyprism.host.processes import parse_stat, process_cpu_ns
-from latencyprism.inject import burners
+from latencyprism.inject import burners, crowding
 from latencyprism.inject.target import ancestors
 
 SPIN = "import os; os.sched_setaffinity(0, {0})\nwhile True: pass"
@@ -207,6 +207,71 @@ def test_quota_is_undone_when_the_injector_is_killed(target):
     assert wait_for(lambda: group() == home, 2)
 
 
+SPINNERS = """
+import threading, zlib
+buffer = bytes(1 << 20)
+def spin():
+    while True: zlib.crc32(buffer)
+for _ in range(3): threading.Thread(target=spin).start()
+print("ready", flush=True)
+"""
+
+
+def cpus_of(pid):
+    return {tid: os.sched_getaffinity(int(tid)) for tid in os.listdir(f"/proc/{pid}/task")}
+
+
+@pytest.fixture
+def spinners():
+    """A process that computes on three threads."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two CPUs")
+    process = subprocess.Popen([sys.executable, "-c", SPINNERS], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"ready\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_fewer_cpus_make_threads_wait_and_are_given_back(spinners):
+    before = cpus_of(spinners.pid)
+    with inject.start("cpu.oversubscription", spinners.pid, 1.0, 1.5) as injection:
+        assert wait_for(lambda: all(len(cpus) == 1 for cpus in cpus_of(spinners.pid).values()))
+        injection.wait()
+    assert injection.effect_check().measured > 0.3 and len(injection.truth()) == 1
+    assert cpus_of(spinners.pid) == before
+
+
+@pytest.mark.parametrize("victim", ["injector", "actor"])
+def test_cpus_are_given_back_whoever_is_killed(spinners, victim):
+    before = cpus_of(spinners.pid)
+    code = INJECTOR.replace('"peer.stalled"', '"cpu.oversubscription"').replace(
+        "stop_ms=4500, every_s=9", "strength=4"
+    )
+    injector = subprocess.Popen([sys.executable, "-c", code, str(spinners.pid)], stdout=subprocess.PIPE)
+    keeper = int(injector.stdout.readline())
+    assert wait_for(lambda: cpus_of(spinners.pid) != before)
+    os.kill(injector.pid if victim == "injector" else children(keeper)[0], signal.SIGKILL)
+    assert wait_for(lambda: not children(keeper) and cpus_of(spinners.pid) == before)
+    injector.kill()
+    injector.wait()
+    injector.stdout.close()
+
+
+@pytest.mark.parametrize(
+    ("used", "slow_down", "left", "part"),
+    [
+        (4.0, 1.0, 2, 1.0),
+        (4.0, 0.5, 2, 2 / 3),
+        (2.0, 0.1, 1, 2 / 11),
+        (2.0, 4.0, 1, 1.0),
+        (3.7, 0.1, 3, 0.4805),
+    ],
+)
+def test_cpus_left_and_the_part_of_time_make_the_slow_down(used, slow_down, left, part):
+    assert crowding._fewer(used, slow_down) == (left, pytest.approx(part, rel=0.01))
+
+
 def test_memory_and_disk_have_an_effect(target, tmp_path):
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("needs a CPU beside the target's")
@@ -273,7 +338,7 @@ def test_a_target_that_is_stopped_already_is_refused(target):
         {"strength": 0.0},
         {"strength": -1.0},
         {"strength": float("nan")},
-        {"strength": 0.9},
+        {"strength": 4.5},
         {"duration_s": 0.0},
         {"duration_s": float("inf")},
         {"duration_s": 1e9},

@@ -22,7 +22,7 @@ pytestmark = [
 
 # An engine in small: a step every few ms, by Python, with a queue that each step looks into.
 ENGINE = """
-import asyncio, gc, logging, mmap, os, queue, sys, threading, time
+import asyncio, gc, hashlib, logging, mmap, os, queue, sys, threading, time
 class Tokenizer:
     def encode(self, length): return list(range(length))
 class Engine:
@@ -205,6 +205,14 @@ def test_a_log_that_nobody_reads_does_not_hang_the_target():
     finally:
         flooded.process.kill()
         flooded.process.communicate()
+
+
+def test_a_second_thread_wants_the_cpu_of_a_target_on_one_thread(target):
+    with inject.start("cpu.oversubscription", target.pid, 0.5, 2.0) as injection:
+        injection.wait()
+    effect = injection.effect_check()
+    assert 0 < effect.measured < 1.5 * effect.asked and "a thread of its own" in effect.text
+    assert target.left() == []
 
 
 def test_two_causes_at_once_both_end(target):

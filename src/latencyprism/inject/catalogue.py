@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from latencyprism.errors import BadInput
-from latencyprism.inject import burners, holders, within
+from latencyprism.inject import burners, crowding, holders, within
 from latencyprism.inject.injection import Injection, Plan
 from latencyprism.inject.request import Request
 from latencyprism.inject.target import look
@@ -46,6 +46,14 @@ CATALOGUE: dict[str, Entry] = {
             "share of its present CPU use taken away, up to 0.9",
             0.5,
             holders.quota,
+        ),
+        Entry(
+            "cpu.oversubscription",
+            "fewer CPUs for all threads of the target, for part of each 200 ms; where it computes on one "
+            "thread, a second one within it on the same CPU",
+            f"{SLOW_DOWN}; 1 at most where it computes on one thread",
+            0.5,
+            crowding.oversubscribed,
         ),
         Entry(
             "peer.stalled",

@@ -84,6 +84,28 @@ def cpu_cores(pid: int, seconds: float) -> float:
     return (after - before) / 1e9 / took
 
 
+def wanted_cores(pid: int, seconds: float) -> float:
+    """Cores that a process's threads use or wait for, on average; takes ``seconds``."""
+    before, begun = _run_and_wait_ns(pid), time.monotonic()
+    time.sleep(seconds)
+    after, took = _run_and_wait_ns(pid), time.monotonic() - begun
+    spent_ns = sum(max(0, now - before.get(tid, now)) for tid, now in after.items())
+    return spent_ns / 1e9 / took
+
+
+def _run_and_wait_ns(pid: int) -> dict[int, int]:
+    found = {}
+    try:
+        tids = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    except OSError:
+        tids = []
+    for tid in tids:
+        words = (read_once(f"/proc/{pid}/task/{tid}/schedstat", 128) or b"").split()
+        if len(words) >= 2:
+            found[tid] = int(words[0]) + int(words[1])
+    return found
+
+
 def _busiest_thread(pid: int) -> int:
     best = (-1, pid)
     try:

@@ -43,6 +43,14 @@ def event_loop(request: Request) -> Plan:
     return _shared(request, "event_loop", "{count} event loop blocked {share:.0f} % of the time")
 
 
+def compete(request: Request) -> Plan:
+    """``cpu.oversubscription`` of a target that computes on one thread."""
+    options = {"stat": f"/proc/self/task/{request.target.busiest}/stat"}
+    text = "a thread of its own had {share:.0f} % of the CPU of its busiest"
+    request.strength_up_to(1.0)
+    return _shared(request, "compete", text, options)
+
+
 def tokenizer(request: Request) -> Plan:
     """``engine.tokenizer``: ``at`` (module:Class.method) instead of the places that are known."""
     added_ms = request.strength_up_to(4.0) * request.reference_ms

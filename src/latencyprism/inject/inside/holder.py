@@ -6,9 +6,10 @@ or when the keeper is gone, and undoes it too. Undoing twice does no harm. Both 
 that no signal to a process group reaches both.
 
 ``kind``: ``stop`` sends SIGSTOP for ``stop_ns`` every ``every_ns`` through ``pidfd``; ``group`` puts the
-process into the control group ``directory`` until the end, then back into ``home``.
+process into the control group ``directory`` until the end, then back into ``home``; ``narrow`` lets all its
+threads run on ``cpus`` alone for ``narrow_ns`` every ``every_ns``, then where each was allowed before.
 
-One JSON line per stop or per stay in the group.
+One JSON line per stop, per stay in the group, and at the end of narrowing.
 """
 
 from __future__ import annotations
@@ -101,6 +102,58 @@ class Group:
         )
 
 
+class Narrow:
+    """``before``: thread id and the CPUs that it may use, as it was at the start; a thread that has begun
+    since gets what its process's main thread has."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.pid, self.cpus = spec["pid"], set(spec["cpus"])
+        self.narrow_ns, self.every_ns = spec["narrow_ns"], spec["every_ns"]
+        self.before = {int(tid): set(cpus) for tid, cpus in spec["before"].items()}
+
+    def threads(self) -> list[int]:
+        try:
+            return [int(name) for name in os.listdir(f"/proc/{self.pid}/task")]
+        except OSError:
+            return []
+
+    def waited_ns(self) -> int:
+        """Run-queue wait of all threads."""
+        total = 0
+        for tid in self.threads():
+            with (
+                contextlib.suppress(OSError, IndexError),
+                open(f"/proc/{self.pid}/task/{tid}/schedstat") as file,
+            ):
+                total += int(file.read().split()[1])
+        return total
+
+    def undo(self) -> None:
+        for tid in self.threads():
+            with contextlib.suppress(OSError):
+                if os.sched_getaffinity(tid) == self.cpus:
+                    os.sched_setaffinity(tid, self.before.get(tid, self.before[self.pid]))
+
+    def act(self, bounds: Bounds) -> None:
+        begun_ns = next_ns = time.monotonic_ns()
+        waited_ns, rounds, goes_on = 0, 0, True
+        while goes_on:
+            before_ns = self.waited_ns()
+            for tid in self.threads():
+                with contextlib.suppress(OSError):
+                    os.sched_setaffinity(tid, self.cpus)
+            try:
+                goes_on = bounds.wait_until(time.monotonic_ns() + self.narrow_ns)
+            finally:
+                if self.narrow_ns < self.every_ns or not goes_on:
+                    self.undo()
+            waited_ns += self.waited_ns() - before_ns
+            rounds += 1
+            next_ns = max(next_ns + self.every_ns, time.monotonic_ns())
+            goes_on = goes_on and bounds.wait_until(next_ns)
+        say(begun_ns=begun_ns, ended_ns=time.monotonic_ns(), waited_ns=waited_ns, rounds=rounds)
+
+
 class Bounds:
     def __init__(self, until_ns: int, keeper: int) -> None:
         self.until_ns, self.keeper = until_ns, keeper
@@ -157,7 +210,7 @@ def keep(spec: Spec, actor: int) -> None:
         harm.undo()
 
 
-KINDS: dict[str, type[Stop] | type[Group]] = {"stop": Stop, "group": Group}
+KINDS: dict[str, type[Stop] | type[Group] | type[Narrow]] = {"stop": Stop, "group": Group, "narrow": Narrow}
 
 
 def main() -> None:

@@ -130,6 +130,11 @@ class Tenant:
         self.words.release()
         self.map.close()
 
+    def note_brought(self):
+        for name in BROUGHT:
+            if name in sys.modules and name not in self.brought:
+                self.brought[name] = sys.getrefcount(sys.modules[name])
+
     def send_back(self):
         """Modules that were loaded for us go, unless somebody else imported one since."""
         for name, references in self.brought.items():
@@ -154,9 +159,10 @@ def begin(config, harm):
         or tenant.words[W_NONCE] != config["nonce"]
     ):
         return  # the same text came twice
-    tenant.brought = {name: sys.getrefcount(sys.modules[name]) for name in BROUGHT if name in sys.modules}
     try:
+        tenant.note_brought()
         tenant.work = harm(tenant)
+        tenant.note_brought()  # it may have loaded more
         sys.modules[tenant.key] = tenant
         tenant.words[W_STATE] = LIVE
         _thread.start_new_thread(tenant.run, ())
