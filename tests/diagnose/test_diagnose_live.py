@@ -106,7 +106,7 @@ def contention(window):
 def test_a_neighbour_is_named_with_its_pid(loop):
     if contention(loop[1]) > 0.3:
         pytest.xfail("this machine is full of neighbours already: one more is not to be told from them")
-    verdict, injection = disturbed(loop, "cpu.neighbour", 0.6)
+    verdict, injection = disturbed(loop, "cpu.neighbour", 1.5)
     assert verdict.cause == "cpu.neighbour", verdict
     culprit = next(each for each in verdict.evidence if each.signal == "culprit")
     assert f"process {injection.helper_pids[0]} " in culprit.text
@@ -120,7 +120,7 @@ def test_a_stopped_process_is_named(loop):
 def test_a_quota_is_named(loop):
     if contention(loop[1]) > 1.0:
         pytest.xfail("this machine is full of neighbours: the target has no CPU that a quota could take away")
-    verdict, _ = disturbed(loop, "cpu.quota", 0.75)
+    verdict, _ = disturbed(loop, "cpu.quota", 3.0)
     assert verdict.cause == "cpu.quota", verdict
 
 

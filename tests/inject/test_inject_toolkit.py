@@ -64,7 +64,7 @@ def target():
 @needs_root
 def test_neighbour_takes_its_share_and_no_more_time_than_allowed(target):
     begun = time.monotonic()
-    with inject.start("cpu.neighbour", target.pid, 0.5, 1.5) as injection:
+    with inject.start("cpu.neighbour", target.pid, 1.0, 1.5) as injection:
         injection.wait()
     assert time.monotonic() - begun < 3.0
     effect, truth = injection.effect_check(), injection.truth()
@@ -83,7 +83,7 @@ def test_neighbour_slows_its_target(target):
         return (process_cpu_ns(target.pid) - before) / seconds / 1e9
 
     alone = speed(0.6)
-    with inject.start("cpu.neighbour", target.pid, 0.7, 5):
+    with inject.start("cpu.neighbour", target.pid, 2.5, 5):
         time.sleep(0.2)
         beside = speed(0.6)
     assert beside < 0.7 * alone
@@ -171,7 +171,7 @@ def test_quota_throttles_and_the_target_goes_home(target):
 
     home = group()
     try:
-        injection = inject.start("cpu.quota", target.pid, 0.5, 1.5)
+        injection = inject.start("cpu.quota", target.pid, 1.0, 1.5)
     except PrismError as error:
         pytest.skip(str(error))
     with injection:

@@ -126,7 +126,7 @@ def _stops(target: int, count: int, rng: random.Random) -> list[tuple[int, int]]
 
 
 def _neighbour(target: int) -> dict[str, Any]:
-    with inject.start("cpu.neighbour", target, strength=0.5, duration_s=15.0) as injection:
+    with inject.start("cpu.neighbour", target, strength=1.0, duration_s=15.0) as injection:
         begun = time.monotonic_ns()
         injection.wait()
         ended = time.monotonic_ns()

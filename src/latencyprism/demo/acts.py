@@ -23,7 +23,7 @@ from latencyprism.sentinel.sinks import JsonLines
 from latencyprism.sentinel.watcher import Watcher, WatchOptions
 
 LEARN_S, NORMAL_S, SURGE_S, FAULT_S, VERDICT_S = 15.0, 15.0, 18.0, 9.0, 12.0
-FAULT, STRENGTH = "cpu.neighbour", 0.6
+FAULT, STRENGTH = "cpu.neighbour", 1.5
 NAMES = ("normal", "surge", "fault")
 
 

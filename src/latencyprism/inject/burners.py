@@ -8,7 +8,7 @@ from typing import Any
 
 from latencyprism.errors import BadInput, PrismError
 from latencyprism.inject.injection import Effect, Interval, Plan, Report
-from latencyprism.inject.request import Request
+from latencyprism.inject.request import Request, share_of
 
 _PLAIN_PROCESSES = 3
 _MOST_FOLLOWED = 4
@@ -18,7 +18,7 @@ _ENOUGH = 0.6
 
 def neighbour(request: Request) -> Plan:
     """``cpu.neighbour``. A pinned target gets its neighbour on that CPU; one that may wander is followed."""
-    share = request.strength_up_to(0.8)
+    share = share_of(request.strength_up_to(4.0))
     target, realtime = request.target, _realtime_permitted()
     spec: dict[str, Any] = {
         "kind": "cpu",

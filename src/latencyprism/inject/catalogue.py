@@ -36,15 +36,15 @@ CATALOGUE: dict[str, Entry] = {
             "cpu.neighbour",
             "a real-time process on the target's CPU, busy for part of each 10 ms; plain processes where "
             "real-time priority is not permitted",
-            "share of the CPU taken, up to 0.8",
-            0.5,
+            f"{SLOW_DOWN}, where the target keeps that CPU busy",
+            1.0,
             burners.neighbour,
         ),
         Entry(
             "cpu.quota",
             "a control group with a CPU quota below what the target uses now",
-            "share of its present CPU use taken away, up to 0.9",
-            0.5,
+            f"{SLOW_DOWN}, on average: some steps pay for all",
+            1.0,
             holders.quota,
         ),
         Entry(
@@ -58,7 +58,7 @@ CATALOGUE: dict[str, Entry] = {
         Entry(
             "peer.stalled",
             "SIGSTOP for --stop-ms every --every-s, then SIGCONT",
-            "share of time stopped (instead of --stop-ms), up to 0.5",
+            "slow-down aimed at, up to 1 (instead of --stop-ms), on average: some steps pay for all",
             0.025,
             holders.stalled,
         ),

@@ -11,7 +11,7 @@ from latencyprism.errors import BadInput, PrismError, TargetRefused
 from latencyprism.host.cgroup import CpuMount, find_cpu_mount, parse_membership
 from latencyprism.host.held import read_once
 from latencyprism.inject.injection import Effect, Interval, Plan, Report
-from latencyprism.inject.request import Request
+from latencyprism.inject.request import Request, share_of
 from latencyprism.inject.target import cpu_cores
 
 _LONGEST_STOP_MS = 5000.0
@@ -24,7 +24,7 @@ def stalled(request: Request) -> Plan:
     """``peer.stalled``: SIGSTOP and SIGCONT by a helper, undone by that helper's own keeper."""
     stop_ms = request.stop_ms
     if stop_ms is None:
-        stop_ms = request.strength_up_to(0.5) * request.every_s * 1e3
+        stop_ms = share_of(request.strength_up_to(1.0)) * request.every_s * 1e3
     if not 0 < stop_ms <= _LONGEST_STOP_MS:
         raise BadInput("--stop-ms is out of range", f"{stop_ms} ms", f"at most {_LONGEST_STOP_MS:.0f} ms")
     if not stop_ms / 1e3 * 2 <= request.every_s <= 600:
@@ -65,7 +65,7 @@ def _stop_effect(every_s: float) -> Callable[[Sequence[Report], float], Effect]:
 
 def quota(request: Request) -> Plan:
     """``cpu.quota``: a group below the target's own (v1) or beside it (v2), with a CPU limit."""
-    strength = request.strength_up_to(0.9)
+    lost = share_of(request.strength_up_to(4.0))
     pid = request.target.pid
     mount = find_cpu_mount()
     text = (read_once(f"/proc/{pid}/cgroup") or b"").decode("utf-8", "replace")
@@ -74,7 +74,7 @@ def quota(request: Request) -> Plan:
         raise PrismError("cannot inject cpu.quota", "no CPU controller of control groups is mounted")
     home = _directory(mount, path)
     used = cpu_cores(pid, _LOOK_S)
-    limit_us = max(_LEAST_QUOTA_US, int(used * (1 - strength) * _PERIOD_US))
+    limit_us = max(_LEAST_QUOTA_US, int(used * (1 - lost) * _PERIOD_US))
     directory = _make_group(mount, home, limit_us)
     spec = {
         "kind": "group",
