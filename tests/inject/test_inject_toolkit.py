@@ -207,6 +207,37 @@ def test_quota_is_undone_when_the_injector_is_killed(target):
     assert wait_for(lambda: group() == home, 2)
 
 
+READER = """
+import mmap, sys
+file = open(sys.argv[1], "rb")
+pages = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+print("ready", flush=True)
+while True: sum(pages[at] for at in range(0, len(pages), 65536))
+"""
+
+
+@pytest.mark.root
+@needs_root
+def test_pages_that_are_taken_back_are_read_again(tmp_path):
+    path = tmp_path / "pages"
+    with path.open("wb") as file:
+        for _ in range(16):
+            file.write(os.urandom(1 << 20))
+        file.flush()
+        os.fsync(file.fileno())
+    process = subprocess.Popen([sys.executable, "-c", READER, str(path)], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline() == b"ready\n"
+        with inject.start("memory.reclaim", process.pid, 0.2, 1.5) as injection:
+            injection.wait()
+        effect = injection.effect_check()
+        assert process.poll() is None and len(injection.truth()) == 1
+        assert "MiB were taken back" in effect.text and effect.measured > 20
+    finally:
+        process.kill()
+        process.communicate()
+
+
 SPINNERS = """
 import threading, zlib
 buffer = bytes(1 << 20)

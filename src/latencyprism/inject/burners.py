@@ -12,6 +12,8 @@ from latencyprism.inject.request import Request, share_of
 
 _PLAIN_PROCESSES = 3
 _MOST_FOLLOWED = 4
+_FAULT_NS = 200_000
+"""What a major fault is taken to cost its thread: a read of some pages from a fast disk."""
 _ENOUGH = 0.6
 """An injection that reached this share of what was asked has taken effect."""
 
@@ -63,6 +65,35 @@ def disk(request: Request) -> Plan:
         "cpus": cpus,
     }
     return Plan("burner.py", [spec], _intervals, _disk_effect)
+
+
+def reclaim(request: Request) -> Plan:
+    """``memory.reclaim``: pages of the files that the target has mapped are taken back."""
+    lost = share_of(request.strength_up_to(4.0))
+    spec = {
+        "kind": "reclaim",
+        "share": 1.0,
+        "lost": lost,
+        "fault_ns": _FAULT_NS,
+        "pid": request.target.pid,
+        "until_ns": request.until_ns(),
+        "cpus": sorted(os.sched_getaffinity(0)),
+    }
+    return Plan("burner.py", [spec], _intervals, _fault_effect(lost))
+
+
+def _fault_effect(lost: float) -> Callable[[Sequence[Report], float], Effect]:
+    def effect(reports: Sequence[Report], ran_s: float) -> Effect:
+        ended = [report for report in reports if "ended_ns" in report]
+        faults = float(sum(report.get("faults", 0) for report in ended))
+        taken = sum(report.get("bytes", 0) for report in ended) >> 20
+        asked = lost * ran_s * 1e9 / _FAULT_NS
+        text = f"{faults:.0f} major faults (asked: {asked:.0f}) after {taken} MiB were taken back"
+        if any(report.get("refused") for report in ended):
+            text += "; the kernel does not let this user take pages of that process"
+        return Effect(faults >= _ENOUGH * asked, faults, asked, "major faults", text)
+
+    return effect
 
 
 def _other_cpus(request: Request) -> list[int]:

@@ -70,6 +70,14 @@ CATALOGUE: dict[str, Entry] = {
             burners.bandwidth,
         ),
         Entry(
+            "memory.reclaim",
+            "the kernel takes back pages of files that the target has mapped (process_madvise), as when "
+            "memory is short: who touches them waits for the disk",
+            f"{SLOW_DOWN}, at 0.2 ms a major fault",
+            0.5,
+            burners.reclaim,
+        ),
+        Entry(
             "disk.stall",
             "a process on another CPU that writes synchronously to a nameless file in --directory",
             "share of time spent writing, up to 1",

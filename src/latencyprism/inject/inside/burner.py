@@ -1,17 +1,19 @@
 """Burns a resource in bounds: ``python -I -S burner.py SPEC`` with SPEC a JSON object.
 
-``kind``: ``cpu``, ``memory`` or ``disk``; ``share``: part of each 10 ms cycle spent burning; ``until_ns``
-(CLOCK_MONOTONIC): when to end. It ends at that moment, when its standard input closes, or when its parent is
-gone, whichever comes first; a kernel limit on its CPU time is the last resort.
+``kind``: ``cpu``, ``memory``, ``disk`` or ``reclaim``; ``share``: part of each 10 ms cycle spent burning;
+``until_ns`` (CLOCK_MONOTONIC): when to end. It ends at that moment, when its standard input closes, or when
+its parent is gone, whichever comes first; a kernel limit on its CPU time is the last resort.
 
 It prints one JSON line when it begins to burn and one when it ends.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import os
+import random
 import resource
 import select
 import sys
@@ -108,7 +110,73 @@ def burn_disk(spec: Spec) -> Work:
     return work
 
 
-KINDS = {"cpu": burn_cpu, "memory": burn_memory, "disk": burn_disk}
+PROCESS_MADVISE, MADV_PAGEOUT = 440, 21
+PIECE_BYTES = 256 << 10
+LOOK_AGAIN_NS = 1_000_000_000
+
+
+def mapped_files(pid: int) -> list[tuple[int, int]]:
+    """(address, bytes) in pieces, of what a process has mapped from files; [] when it is gone."""
+    pieces = []
+    try:
+        with open(f"/proc/{pid}/maps", "rb") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        words = line.split(None, 5)
+        if len(words) == 6 and words[4] != b"0" and words[1].startswith(b"r") and words[5].startswith(b"/"):
+            start, end = (int(word, 16) for word in words[0].split(b"-"))
+            pieces += [(at, min(PIECE_BYTES, end - at)) for at in range(start, end, PIECE_BYTES)]
+    return pieces
+
+
+def major_faults(pid: int) -> int | None:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            data = file.read()
+        return int(data[data.rfind(b")") + 1 :].split()[9])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def reclaim(spec: Spec) -> Work:
+    """Has the kernel take back pages of files that the target has mapped, as it does when memory is short:
+    the next one to touch them waits for the disk. ``lost``: of the target's time, at ``fault_ns`` a fault."""
+    import ctypes  # dear to load, and for nobody else
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor = os.pidfd_open(spec["pid"])
+    state: dict[str, Any] = {"at": 0, "pieces": []}
+    first, begun_ns = major_faults(spec["pid"]), time.monotonic_ns()
+
+    def work() -> None:
+        now_ns, faults = time.monotonic_ns(), major_faults(spec["pid"])
+        if faults is None or first is None:
+            time.sleep(0.005)
+            return
+        EXTRA["faults"] = faults - first
+        if now_ns >= state["at"]:
+            state["at"] = now_ns + LOOK_AGAIN_NS
+            state["pieces"] = mapped_files(spec["pid"])
+        if (faults - first) * spec["fault_ns"] > spec["lost"] * (now_ns - begun_ns) or not state["pieces"]:
+            time.sleep(0.002)
+            return
+        address, size = random.choice(state["pieces"])
+        vector = (ctypes.c_size_t * 2)(address, size)  # struct iovec
+        done = libc.syscall(PROCESS_MADVISE, descriptor, ctypes.byref(vector), 1, MADV_PAGEOUT, 0)
+        if done > 0:
+            EXTRA["bytes"] = EXTRA.get("bytes", 0) + done
+        elif ctypes.get_errno() == errno.EPERM:
+            EXTRA["refused"] = 1
+
+    return work
+
+
+EXTRA: dict[str, int] = {}
+"""What a kind of work has to report besides."""
+
+KINDS = {"reclaim": reclaim, "cpu": burn_cpu, "memory": burn_memory, "disk": burn_disk}
 
 
 def main() -> None:
@@ -141,6 +209,7 @@ def main() -> None:
         cpu_ns=time.process_time_ns() - cpu_begun_ns,
         realtime=realtime,
         rounds=rounds,
+        **EXTRA,
     )
 
 
