@@ -18,6 +18,8 @@ import sys
 import time
 from pathlib import Path
 
+import debian_packages
+
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -34,6 +36,9 @@ def main() -> int:
     if options.lint_only:
         say(f"failed: {', '.join(failed)}" if failed else "all checks passed")
         return 1 if failed else 0
+    left = debian_packages.ensure()
+    if left:
+        say(f"missing, their tests will be skipped: apt-get install {' '.join(left)}")
     required = [name for name, there in (("root", can_ptrace()), ("bpf", can_bpf())) if there]
     if not options.fast and engines():
         required.append("engine")
