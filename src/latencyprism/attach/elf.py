@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import struct
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ..errors import BadInput
@@ -22,6 +22,7 @@ _SECTION = struct.Struct("<IIQQQQIIQQ")
 _SYMBOL = struct.Struct("<IBBHQQ")
 # A symbol or string table above this is not read: 256 MiB is ten times that of libtorch.
 _TABLE_LIMIT = 256 << 20
+_PIECE = 1 << 20
 _MAX_SEGMENTS, _MAX_SECTIONS = 4096, 65535
 
 
@@ -167,7 +168,7 @@ class Elf:
                 return section.address, section.size
         return None
 
-    def _tables(self) -> Iterator[tuple[bytes, bytes]]:
+    def _tables(self) -> Iterator[tuple[_Section, _Section]]:
         """(symbol table, its string table), the dynamic one first."""
         for wanted in (_SHT_DYNSYM, _SHT_SYMTAB):
             for section in self._sections:
@@ -178,27 +179,58 @@ class Elf:
                 names = self._sections[section.link]
                 if max(section.size, names.size) > _TABLE_LIMIT:
                     raise BadInput("not a usable ELF file", "a symbol table beyond reason")
-                whole = section.size - section.size % _SYMBOL.size
-                yield self.read(section.offset, whole), self.read(names.offset, names.size)
+                yield section, names
 
     def lookup(self, names: Iterable[str]) -> dict[str, Symbol]:
-        """The defined symbols among ``names``; does not build the whole table; missing ones are left out."""
+        """The defined symbols among ``names``; missing ones are left out. Tables are gone through piece by
+        piece: those of a large library have hundreds of megabytes."""
         wanted = set(names)
         found: dict[str, Symbol] = {}
         for table, strings in self._tables():
             if wanted <= found.keys():
                 break
-            column = array("I", table)[0 :: _SYMBOL.size // 4]
-            for name in wanted - found.keys():
-                symbol = _find(name.encode("utf-8", "surrogateescape"), table, column, strings)
-                if symbol is not None:
-                    found[name] = symbol
+            places = self._places(strings, wanted - found.keys())
+            for offset, symbol in sorted(self._defined_at(table, places).items()):
+                found.setdefault(places[offset], symbol)
+        return found
+
+    def _places(self, strings: _Section, names: set[str]) -> dict[int, str]:
+        """Where in a string table names are: linkers let one string be the tail of another, so every place
+        where a name ends a string counts."""
+        needles = {name.encode("utf-8", "surrogateescape") + b"\0": name for name in names if name}
+        needles = {needle: name for needle, name in needles.items() if needle.count(b"\0") == 1}
+        overlap = max(map(len, needles), default=1) - 1
+        found: dict[int, str] = {}
+        for start in range(0, strings.size, _PIECE):
+            piece = self.read(strings.offset + start, min(_PIECE + overlap, strings.size - start))
+            for needle, name in needles.items():
+                at = piece.find(needle)
+                while at >= 0:
+                    found[start + at] = name
+                    at = piece.find(needle, at + 1)
+        return found
+
+    def _defined_at(self, table: _Section, places: Mapping[int, str]) -> dict[int, Symbol]:
+        """The first defined symbol at each place of the string table."""
+        found: dict[int, Symbol] = {}
+        whole = table.size - table.size % _SYMBOL.size
+        step = _PIECE - _PIECE % _SYMBOL.size
+        for start in range(0, whole if places else 0, step):
+            piece = self.read(table.offset + start, min(step, whole - start))
+            column = array("I", piece)[0 :: _SYMBOL.size // 4]
+            for place in places.keys() & set(column):
+                for index in (index for index, value in enumerate(column) if value == place):
+                    _, info, _, section, value, size = _SYMBOL.unpack_from(piece, index * _SYMBOL.size)
+                    if section != 0:
+                        found.setdefault(place, Symbol(value, size, info & 15, section))
         return found
 
     def symbols(self) -> dict[str, Symbol]:
         """Every defined symbol by name; of two with one name the dynamic, then the first, stays."""
         found: dict[str, Symbol] = {}
-        for table, strings in self._tables():
+        for symbols_at, names_at in self._tables():
+            table = self.read(symbols_at.offset, symbols_at.size - symbols_at.size % _SYMBOL.size)
+            strings = self.read(names_at.offset, names_at.size)
             for offset, info, _, section, value, size in _SYMBOL.iter_unpack(table):
                 if section == 0 or offset >= len(strings):
                     continue
@@ -233,27 +265,6 @@ class Elf:
             if segment.kind == PT_INTERP and 0 < segment.file_size <= 4096:
                 return self.read(segment.offset, segment.file_size).rstrip(b"\0").decode("utf-8", "replace")
         return None
-
-
-def _find(name: bytes, table: bytes, column: array[int], strings: bytes) -> Symbol | None:
-    """Linkers let one string be the tail of another, so every place where ``name`` ends a string counts."""
-    if not name or b"\0" in name:
-        return None
-    needle = name + b"\0"
-    at = strings.find(needle)
-    while at >= 0:
-        start = 0
-        while True:
-            try:
-                index = column.index(at, start)
-            except ValueError:
-                break
-            _, info, _, section, value, size = _SYMBOL.unpack_from(table, index * _SYMBOL.size)
-            if section != 0:
-                return Symbol(value, size, info & 15, section)
-            start = index + 1
-        at = strings.find(needle, at + 1)
-    return None
 
 
 def symbols(
