@@ -39,6 +39,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MS",
         help="engine.tokenizer, net.delay: the time that --strength is a part of (default 100)",
     )
+    parser.add_argument("--model", help="workload.*: the model's name (default: the first that it serves)")
+    parser.add_argument(
+        "--prompt-tokens", type=int, default=1024, metavar="N", help="workload.*: length (default 1024)"
+    )
+    parser.add_argument(
+        "--lead-s",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="net.delay: seconds before and after in which it passes everything on at once (default 0)",
+    )
     parser.add_argument("--i-know", action="store_true", help="disturb a process that this one did not start")
     parser.add_argument("--list", action="store_true", dest="catalogue", help="show the causes and end")
     parser.add_argument("--json", action="store_true", help="write JSON")
@@ -63,11 +74,16 @@ def run(args: argparse.Namespace) -> int:
         at=args.at,
         url=args.url,
         reference_ms=args.reference_ms,
+        model=args.model,
+        prompt_tokens=args.prompt_tokens,
+        lead_s=args.lead_s,
     )
 
     def leave(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
+    if injection.cause == "net.delay":
+        print(f"clients: http://127.0.0.1:{injection.address()}", file=sys.stderr, flush=True)
     before = signal.signal(signal.SIGTERM, leave)
     try:
         injection.wait()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from latencyprism.errors import BadInput
-from latencyprism.inject import burners, crowding, holders, within
+from latencyprism.inject import burners, crowding, holders, traffic, within
 from latencyprism.inject.injection import Injection, Plan
 from latencyprism.inject.request import Request
 from latencyprism.inject.target import look
@@ -15,6 +15,7 @@ from latencyprism.inject.target import look
 LONGEST_S = 600.0
 MOST_STRENGTH = 4.0
 MOST_REFERENCE_MS = 10_000.0
+MOST_PROMPT_TOKENS = 200_000
 SLOW_DOWN = "slow-down aimed at, up to 4: 0.1 is steps 10 % longer"
 
 
@@ -126,6 +127,35 @@ CATALOGUE: dict[str, Entry] = {
             0.5,
             within.tokenizer,
         ),
+        Entry(
+            "net.delay",
+            "a proxy on loopback between clients and the engine at --url, which passes everything on later; "
+            "clients talk to the port that it tells",
+            "times --reference-ms: added to each round trip, half of it each way",
+            0.5,
+            traffic.delay,
+        ),
+        Entry(
+            "workload.long_prompt",
+            "prompts of --prompt-tokens, one at a time, to the engine at --url",
+            "share of time that one is under way, s/(1+s) for strength s",
+            0.5,
+            traffic.long_prompt,
+        ),
+        Entry(
+            "workload.preemption",
+            "long outputs, many at once, to the engine at --url: more than its KV cache holds",
+            "32 requests at once for 1; what it takes depends on the KV cache",
+            1.0,
+            traffic.preemption,
+        ),
+        Entry(
+            "workload.prefix_cache_lost",
+            "prompts that begin like no other, to the engine at --url: cached prefixes are evicted for them",
+            "share of time that they are under way, s/(1+s) for strength s",
+            1.0,
+            traffic.prefix_cache_lost,
+        ),
     )
 }
 
@@ -143,6 +173,9 @@ def start(
     at: str | None = None,
     url: str | None = None,
     reference_ms: float = 100.0,
+    model: str | None = None,
+    prompt_tokens: int = 1024,
+    lead_s: float = 0.0,
 ) -> Injection:
     """Begins to disturb process ``pid``; use as ``with start(...) as injection:``.
 
@@ -159,12 +192,13 @@ def start(
         )
     if strength is not None and not (math.isfinite(strength) and 0 < strength <= MOST_STRENGTH):
         raise BadInput("--strength is out of range", f"{strength}", f"more than 0, at most {MOST_STRENGTH}")
-    if not (math.isfinite(reference_ms) and 0 < reference_ms <= MOST_REFERENCE_MS):
-        raise BadInput(
-            "--reference-ms is out of range",
-            f"{reference_ms}",
-            f"more than 0, at most {MOST_REFERENCE_MS:.0f}",
-        )
+    for name, value, least, most in (
+        ("--reference-ms", reference_ms, 0.001, MOST_REFERENCE_MS),
+        ("--prompt-tokens", prompt_tokens, 1, MOST_PROMPT_TOKENS),
+        ("--lead-s", lead_s, 0, LONGEST_S),
+    ):
+        if not (math.isfinite(value) and least <= value <= most):
+            raise BadInput(f"{name} is out of range", f"{value}", f"from {least:g} to {most:g}")
     request = Request(
         target=look(pid, i_know=i_know),
         strength=entry.default if strength is None else strength,
@@ -176,5 +210,8 @@ def start(
         at=at,
         url=url,
         reference_ms=reference_ms,
+        model=model,
+        prompt_tokens=prompt_tokens,
+        lead_s=lead_s,
     )
     return Injection(cause, pid, duration_s, entry.plan(request))

@@ -121,6 +121,15 @@ class Injection:
         """The processes that disturb; for ``cpu.neighbour`` the culprit that a verdict should name."""
         return [helper.process.pid for helper in self._helpers]
 
+    def address(self, timeout_s: float = _READY_S) -> int | None:
+        """``net.delay``: the port on 127.0.0.1 that clients have to talk to; None where there is none."""
+        end = time.monotonic() + timeout_s
+        while True:
+            ports = [int(report["port"]) for report in self._reports() if "port" in report]
+            if ports or time.monotonic() > end or not self.running:
+                return ports[0] if ports else None
+            time.sleep(0.005)
+
     @property
     def running(self) -> bool:
         return any(helper.process.poll() is None for helper in self._helpers)

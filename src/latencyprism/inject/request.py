@@ -21,6 +21,9 @@ class Request:
     at: str | None = None
     url: str | None = None
     reference_ms: float = 100.0
+    model: str | None = None
+    prompt_tokens: int = 1024
+    lead_s: float = 0.0
 
     def until_ns(self) -> int:
         """CLOCK_MONOTONIC moment at which everything must have ended."""
