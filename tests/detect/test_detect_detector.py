@@ -94,7 +94,7 @@ def test_the_unit_of_time_does_not_matter(scale: float, seed: int) -> None:
                        stalls={500: 300.0}, scale=factor)  # fmt: skip
         steps = (step._replace(gap_ns=None) for step in steps)
         # What a person would want to be called for is the one thing that is counted in milliseconds.
-        detector = Detector(Settings(page_dwell_ms=0.0, page_stall_ms=0.0))
+        detector = Detector(Settings(page_dwell_ms=0.0, page_hold_ms=0.0, page_stall_ms=0.0))
         return [(f.step, f.level, f.kind, f.onset_step) for f in firings(steps, detector)]
 
     assert told(1.0) == told(scale)

@@ -17,6 +17,7 @@ MEMORY = 400.0
 CELLS_MAX = 600
 """Upper bound on cells of one line: state stays bounded whatever the traffic does."""
 
+LEAST, LOOK_AGAIN = 0.5, 16
 FEW = 5.0
 """Observations that make a cell worth extrapolating from."""
 NEARBY = 0.25
@@ -41,13 +42,16 @@ def absorb(cell: Centroid, u: float, v: float, y: float) -> None:
 class CorrectedLine:
     """``line(u, v) x coarse cell x fine cell``; keys are made by the caller."""
 
-    __slots__ = ("coarse", "coarse_count", "doubt", "fine", "fine_count", "line")
+    __slots__ = ("coarse", "coarse_count", "doubt", "fine", "fine_count", "least", "line")
 
     def __init__(self) -> None:
         self.line = RobustLine()
         self.coarse: dict[int, Centroid] = {}
         self.fine: dict[int, Centroid] = {}
         self.coarse_count = self.fine_count = self.doubt = 0.0
+        self.least = 0.0
+        """No work costs less: half of the cheapest that was seen. A slope learned in one corner must not
+        carry an extrapolation down to nothing."""
 
     def at(self, u: float, v: float, coarse: int, fine: int) -> float:
         """Expected value; leaves behind ``coarse_count``, ``fine_count`` and ``doubt``, the part of the
@@ -69,7 +73,8 @@ class CorrectedLine:
                 count = self.fine_count = cell[0]
                 rest = log(cell[3] / line.at(cell[1], cell[2])) - shift
                 shift += rest * count / (count + FINE_PRIOR)
-        return line.at(u, v) * exp(shift)
+        value = line.at(u, v) * exp(shift)
+        return value if value > self.least else self.least
 
     def distance(self, u: float, v: float, coarse: int) -> tuple[float, float]:
         """How far outside of what was learned a place is, as log-ratios: of ``u`` to the nearest coarse
@@ -106,9 +111,12 @@ class CorrectedLine:
                 if len(cells) >= CELLS_MAX:
                     del cells[min(cells, key=lambda old: cells[old][0])]
                 cells[key] = [1.0, u, v, y]
+        if self.line.rows % LOOK_AGAIN == 0:
+            self.least = LEAST * min(cell[3] for cell in self.coarse.values())
 
     def rescale(self, factor: float) -> None:
         self.line.rescale(factor)
+        self.least *= factor
         for cells in (self.coarse, self.fine):
             for cell in cells.values():
                 cell[3] *= factor

@@ -103,17 +103,9 @@ class StepTime:
     def learn(self, work: Work, observed_ms: float, spread: float = 0.0) -> None:
         """One trusted observation > 0. ``spread``: sd of the stream's own log residuals; what lies beyond
         it is shortened before it is learned."""
-        known = self.expect_work(work)
         value = observed_ms
-        if known is not None and self.steps > 10:
-            clip = max(CLIP if known.known else CLIP_NEW, 3.0 * spread)
-            if not known.known:
-                clip += 2.0 * known.allowance
-            ratio = log(observed_ms / known.ms)
-            if ratio > clip:
-                value = known.ms * exp(clip)
-            elif ratio < -clip:
-                value = known.ms * exp(-clip)
+        if self.steps > 10:
+            value = self._clipped(work, observed_ms, 3.0 * spread)
         self.steps += 1
         if not work.prefill:
             if not self.decode.line.rows:
@@ -126,6 +118,26 @@ class StepTime:
             base = self.decode.at(work.batch, work.context, work.batch_key, work.context_key)
             extra = max(value - base, 0.02 * value)
             self.mixed.learn(work.tokens, work.attention, work.tokens_key, work.attention_key, extra, value)
+
+    def _clipped(self, work: Work, observed_ms: float, wide: float) -> float:
+        expected, clip = 0.0, CLIP if wide < CLIP else wide
+        if work.decode and not work.prefill:
+            # Nearly every step: known work, of which no more than its time is asked.
+            part = self.decode
+            expected = part.at(work.batch, work.context, work.batch_key, work.context_key)
+            if part.coarse_count < FAMILIAR:
+                expected = 0.0
+        if expected <= 0.0:
+            known = self.expect_work(work)
+            if known is None:
+                return observed_ms
+            expected = known.ms
+            if not known.known:
+                clip = max(CLIP_NEW, wide) + 2.0 * known.allowance
+        ratio = log(observed_ms / expected)
+        return (
+            expected * exp(clip if ratio > clip else -clip) if ratio > clip or ratio < -clip else observed_ms
+        )
 
     def rescale(self, factor: float) -> None:
         """Multiply every expectation, as after a change of version or hardware."""

@@ -20,6 +20,9 @@ LOWER_RATE, LOWER_MOST, LOWER_CREEP = 0.06, 0.03, 0.015
 HEAD_STEPS, HEAD_MOST, HEAD_MEMORY = 8, 0.013, 500
 """A workload that was not there for ``HEAD_MEMORY`` steps shows within ``HEAD_STEPS`` how far the model is
 off for it; so much (log) of that is no news, as a fault hardly ever begins with a change of the workload."""
+SHOWN_HALF, SHOWN_WORTH, SHOWN_MOST = 4.0, 0.004, 128
+"""Calm steps of a kind of work after which half of the allowance for its being unfamiliar has given way to
+the error that it has shown; allowances that are worth it; kinds that are remembered."""
 WIDEN_TOLD = 1.3
 BREAK_NS = 10_000_000_000
 """A longer hole is a break in the record or a silence, which is told by another alert."""
@@ -46,7 +49,7 @@ class Detector:
         self._recent: deque[float] = deque(maxlen=MEMORABLE)
         self._calm = 0
         self._stalled = False
-        self._page_held_ms = 0.0
+        self._clock_ms = self._page_held_ms = 0.0
         self._lost_time = LostTime()
         self._typical_ms = 0.0
         self._gap = 0.0
@@ -56,6 +59,7 @@ class Detector:
         self._below = 0.0
         self._ended_ns = 0
         self._seen: dict[int, int] = {}
+        self._shown: dict[int, list[float]] = {}
         self._head = self._head_sum = 0.0
         self._head_steps = 0
 
@@ -115,6 +119,8 @@ class Detector:
     ) -> Firing | None:
         settings, noise = self.settings, self.noise
         allowance = found.allowance
+        if allowance > SHOWN_WORTH and not work.prefill:
+            allowance = self._as_shown(work.context_key, allowance)
         if work.prefill and noise.prefill > noise.d_near:
             allowance += 2.0 * (noise.prefill - noise.d_near)
         over = stretch - allowance
@@ -130,22 +136,27 @@ class Detector:
             stall_page = over + head > (page.stall_floor if page.stall_floor > limit else limit)
             stall_page = stall_page and found.ms * (exp(stretch) - exp(-head)) >= settings.page_stall_ms
         far, wander, variance = noise.far, noise.wander, noise.long_run_variance()
-        fast = slow = residual - self._head - allowance - self._lower_level(work, residual)
+        bare = residual - allowance - self._lower_level(work, residual)
+        fast = bare - self._head
         if waking:
             stall = stall_page
         if waking or (stall and not self._stalled):
             # A lone stall is told as such; only its followers say that the level has moved.
-            fast = slow = 0.0
+            fast = bare = 0.0
         wide = 3.0 * far
-        clip = settings.slow_clip if settings.slow_clip > wide else wide
-        if slow > clip:
-            slow = clip
+        most = settings.slow_clip if settings.slow_clip > wide else wide
         clip = settings.fast_clip if settings.fast_clip > wide else wide
         self._stalled = stall
-        shift = self._evidence.feed(fast, slow, clip, wander, variance, settings.cap, number)
-        shift_page = self._page.feed(fast, slow, clip, wander, variance, settings.cap, number)
+        clock = self._clock_ms
+        self._clock_ms = clock + observed
+        slow, cap = fast if fast < most else most, settings.cap
+        shift = self._evidence.feed(fast, slow, clip, wander, variance, cap, number, clock)
+        # The slack of a page is far above what a workload may show from its first steps on.
+        slow = bare if bare < most else most
+        shift_page = self._page.feed(bare, slow, clip, wander, variance, cap, number, clock)
         self._page_held_ms = self._page_held_ms + observed if shift_page else 0.0
-        if shift_page and self._page_held_ms < settings.page_dwell_ms:
+        lasted_ms = self._clock_ms - self._page.since
+        if shift_page and (lasted_ms < settings.page_dwell_ms or self._page_held_ms < settings.page_hold_ms):
             # A page is evidence too, and is told as such until it has lasted.
             shift, shift_page = True, False
             self._evidence.onset = self._page.onset
@@ -167,6 +178,25 @@ class Detector:
         else:
             kind, onset = "stall", number
         return self._fire(number, paged, kind, onset, observed, found)
+
+    def _as_shown(self, key: int, allowance: float) -> float:
+        """An allowance for the unfamiliar, narrowed to the error that this kind of work has shown in calm
+        steps. They wait in quarantine, so the model does not know them yet."""
+        shown = self._shown.get(key)
+        if shown is None:
+            return allowance
+        count, error = shown
+        error = 0.0 if error < 0.0 else error if error < allowance else allowance
+        return (error * count + allowance * SHOWN_HALF) / (count + SHOWN_HALF)
+
+    def _show(self, key: int, residual: float) -> None:
+        shown = self._shown.get(key)
+        if shown is None:
+            if len(self._shown) >= SHOWN_MOST:
+                self._shown.clear()
+            shown = self._shown[key] = [0.0, 0.0]
+        shown[0] += 1.0
+        shown[1] += (residual - shown[1]) / shown[0]
 
     def _for_length(self, limit: float, expected_ms: float, work: Work) -> float:
         """The tail's limit for a step of this length. What makes a lone step slow (a preemption, a fault)
@@ -260,6 +290,8 @@ class Detector:
             top = 4.0 * noise.prefill + 0.02
             noise.prefill += ((size if size < top else top) - noise.prefill) * 0.05
         elif found.known:
+            if firing is None and found.allowance > SHOWN_WORTH:
+                self._show(work.context_key, residual)
             noise.take(residual, calm)
             noise.tail.take(stretch, noise.d_near, WILD if firing is None else WIDEN_TOLD)
             paged = firing is not None and firing.level == "page"
@@ -309,6 +341,7 @@ class Detector:
     def _move(self, shift: float) -> None:
         self.model.rescale(exp(shift))
         self.noise.clear_ring()
+        self._shown.clear()
         self._held.clear()
         self._recent.clear()
         self._evidence.reset()

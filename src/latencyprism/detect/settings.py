@@ -24,6 +24,9 @@ class Level:
     stall_rarity: float
     """ln of how much rarer than its tail's threshold (evidence 1 in 50, page 1 in 500) a lone slow step
     must be."""
+    slack_ragged: float = 0.0
+    """Multiple of the present step-to-step sd that the slack is at least, up to half as much again as itself:
+    where slow and normal steps alternate, the level has not clearly moved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ class Settings:
     """``Detector(settings=...)``."""
 
     evidence: Level = field(default_factory=lambda: Level(0.027, 0.12, 0.027, 0.25, 1.25, 4.5, 0.12, 7.6))
-    page: Level = field(default_factory=lambda: Level(0.058, 0.24, 0.058, 0.50, 2.6, 18.0, 0.40, 7.6))
+    page: Level = field(default_factory=lambda: Level(0.058, 0.24, 0.058, 0.50, 2.6, 18.0, 0.40, 7.6, 2.0))
     slow_clip: float = 0.08
     fast_clip: float = 0.15
     cap: float = 2.0
@@ -39,8 +42,10 @@ class Settings:
     quarantine: int = 100
     """Steps that an observation of a known kind waits before it is learned."""
     page_dwell_ms: float = 300.0
-    """Stream time for which the page test must hold before a shift pages: nobody is called for a wobble
-    that is over before it could be looked at. Evidence tells of it at once."""
+    """Stream time since its onset after which a shift may page: nobody is called for a wobble that is over
+    before it could be looked at. Evidence tells of it at once."""
+    page_hold_ms: float = 100.0
+    """Stream time for which the page test must hold, so that a level just at the limit does not page."""
     page_stall_ms: float = 25.0
     """A lone slow step pages only if it was late by this much."""
     warm_steps: int = 200
