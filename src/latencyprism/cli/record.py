@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         "bytes": result.get("bytes"),
         "steps": result.get("steps", watch.counts.steps),
         "requests": result.get("requests"),
+        "operators": result.get("operators"),
         "lost": lost,
     }
     if args.json:
@@ -70,6 +71,8 @@ def _say(text: str) -> None:
 
 def _record(watch: ReplicaWatch, path: Path, seconds: float, *, deep: bool) -> dict[str, object]:
     """Watches for ``seconds``; then nothing more is read while the file is written."""
+    if deep and watch.operators is not None:
+        watch.operators.wait_ready()
     capture = IncidentCapture(watch, None, path, after_s=seconds, deep=deep)
     end = time.monotonic() + seconds
     next_slow = 0.0

@@ -16,13 +16,15 @@ from typing import Any
 
 import numpy as np
 
+from latencyprism.agent.operator_ring import OperatorRecords
 from latencyprism.errors import BadInput
-from latencyprism.recorder import perfetto, tables
+from latencyprism.recorder import operator_blocks, perfetto, tables
 from latencyprism.recorder.atomic import replace_file
 from latencyprism.recorder.blocks import Block, write_block
 from latencyprism.recorder.judgements import alert_to_dict
 from latencyprism.recorder.reading import FORMAT, Contents, read_contents
 from latencyprism.records import Alert, Counter, Request, Span, Step, Verdict, Window
+from latencyprism.records.operators import Operators
 
 _ROWS_PER_BLOCK = 1000
 _WORDS_PER_BLOCK = 20_000
@@ -43,6 +45,11 @@ class Capture:
     counters: list[Counter] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     """Those that ended, in order of their ends."""
+    operators: list[Operators] = field(default_factory=list)
+    """Calls of a framework's operators in the deep window, by thread."""
+    operator_records: list[tuple[str, OperatorRecords]] = field(default_factory=list)
+    """The same as it was copied, by the name of its process, before the writing process has made
+    ``operators`` of it; in raw captures alone."""
     alerts: list[Alert] = field(default_factory=list)
     verdict: Verdict | None = None
     expected_ms: list[float | None] | None = None
@@ -68,6 +75,8 @@ def write_raw(path: str | os.PathLike[str], capture: Capture) -> int:
 def _raw(capture: Capture) -> Iterator[bytes]:
     for block in _blocks(capture):
         yield write_block(block, compress=False)
+    for block in operator_blocks.raw_blocks(capture.operator_records):
+        yield write_block(block, compress=False)
     yield write_block(Block("end", {}))
 
 
@@ -82,6 +91,7 @@ def _file(capture: Capture) -> Iterator[bytes]:
         verdict=capture.verdict,
         expected_ms=capture.expected_ms,
         clock=capture.meta.get("clock"),
+        operators=capture.operators,
     )
     yield write_block(Block("end", {}))
 
@@ -92,6 +102,7 @@ def _blocks(capture: Capture) -> Iterator[Block]:
         "spans": len(capture.spans),
         "counters": len(capture.counters),
         "requests": len(capture.requests),
+        "operators": sum(len(calls.rows) for calls in capture.operators),
         "alerts": len(capture.alerts),
     }
     yield Block("capture", {"format": FORMAT, "meta": capture.meta, "counts": counts})
@@ -102,6 +113,7 @@ def _blocks(capture: Capture) -> Iterator[Block]:
         expected = np.array([np.nan if ms is None else ms for ms in capture.expected_ms], dtype="<f8")
         yield Block("expected", {}, expected.tobytes())
     yield from _table_blocks(capture)
+    yield from operator_blocks.operator_blocks(capture.operators)
 
 
 def _table_blocks(capture: Capture) -> Iterator[Block]:
@@ -173,6 +185,8 @@ def _assemble(contents: Contents) -> Capture:
         spans=contents.spans,
         counters=contents.counters,
         requests=contents.requests,
+        operators=operator_blocks.joined(contents.operators),
+        operator_records=contents.operator_records,
         alerts=contents.alerts,
         verdict=contents.verdict,
         expected_ms=expected,

@@ -12,9 +12,11 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from typing import Any
 
+from latencyprism.recorder.operator_blocks import drawn
 from latencyprism.recorder.tracks import Slice, Track, TrackBook, nest
 from latencyprism.recorder.wire import bytes_field, double_field, packet, text_field, uint_field
 from latencyprism.records import STEP_COLUMNS, Alert, Step, Verdict, Window
+from latencyprism.records.operators import Operators
 
 _REALTIME, _MONOTONIC = 1, 3
 _BEGIN, _END, _INSTANT, _COUNTER = 1, 2, 3, 4
@@ -146,6 +148,7 @@ def trace_packets(
     verdict: Verdict | None = None,
     expected_ms: list[float | None] | None = None,
     clock: object = None,
+    operators: Iterable[Operators] = (),
 ) -> Iterator[bytes]:
     """The packets that draw ``window``, after ``clock_packet``. ``expected_ms`` is aligned with its steps."""
     book, encoder = TrackBook(), _Encoder()
@@ -153,6 +156,7 @@ def trace_packets(
     laid = list(nest(slices, book))
     readings = [*_step_readings(window.steps, expected_ms, book), *_counter_readings(window, book)]
     marks = list(_alert_marks(window.steps, alerts, verdict, clock, book))
+    lanes = [(calls, book.track(calls.track)) for calls in operators]
     for track in book.tracks():
         yield descriptor_packet(track)
     for uuid, events in laid:
@@ -165,6 +169,8 @@ def trace_packets(
         yield encoder.counter(uuid, time_ns, value)
     for uuid, time_ns, name, details in marks:
         yield encoder.instant(uuid, name, time_ns, details)
+    for number, (calls, uuid) in enumerate(lanes):
+        yield from drawn(calls, uuid, number)
 
 
 def replica_name(engine: str, replica: int, rank: int) -> str:

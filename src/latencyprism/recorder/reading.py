@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from latencyprism.agent.operator_ring import OperatorRecords
 from latencyprism.errors import BadInput
-from latencyprism.recorder import tables
+from latencyprism.recorder import operator_blocks, tables
 from latencyprism.recorder.blocks import BadBlock, Block, blocks_in
 from latencyprism.recorder.judgements import alert_from_dict, verdict_from_dict
 from latencyprism.recorder.wire import WireError
 from latencyprism.records import NULL, STEP_DTYPE, Alert, Counter, Request, Span, Step, Verdict
+from latencyprism.records.operators import Operators
 
 FORMAT = 1
 """Raised when a reader of the format before could misread a file; new columns and blocks do not raise it."""
@@ -31,6 +33,8 @@ class Contents:
     spans: list[Span] = field(default_factory=list)
     counters: list[Counter] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
+    operators: list[Operators] = field(default_factory=list)
+    operator_records: list[tuple[str, OperatorRecords]] = field(default_factory=list)
     alerts: list[Alert] = field(default_factory=list)
     verdict: Verdict | None = None
     expected_ms: list[float | None] | None = None
@@ -114,6 +118,19 @@ def _read_requests(contents: Contents, block: Block) -> None:
     contents.requests += tables.unpack_requests(_rows(block, tables.REQUEST_DTYPE))
 
 
+def _read_operators(contents: Contents, block: Block) -> None:
+    contents.operators.append(operator_blocks.read_operators(block))
+
+
+def _read_operator_records(contents: Contents, block: Block) -> None:
+    process, seen = operator_blocks.read_raw(block)
+    for known, before in contents.operator_records:
+        if known == process and before.pid == seen.pid:
+            before.chunks += seen.chunks
+            return
+    contents.operator_records.append((process, seen))
+
+
 def _read_words(contents: Contents, block: Block) -> None:
     words = tables.words_from_json(block.data)
     first = block.header["first"]
@@ -146,6 +163,8 @@ _READERS: dict[str, Callable[[Contents, Block], None]] = {
     "spans": _read_spans,
     "counters": _read_counters,
     "requests": _read_requests,
+    "operators": _read_operators,
+    "operator_records": _read_operator_records,
     "words": _read_words,
     "alerts": _read_alerts,
     "verdict": _read_verdict,
@@ -184,12 +203,13 @@ _REQUIRED = {"start_ns", "end_ns", "time_ns"}
 
 
 def _tell_what_is_missing(contents: Contents) -> None:
-    found = {"steps": contents.steps, "spans": contents.spans, "counters": contents.counters,
-             "requests": contents.requests, "alerts": contents.alerts}  # fmt: skip
+    found = {"steps": len(contents.steps), "spans": len(contents.spans), "counters": len(contents.counters),
+             "requests": len(contents.requests), "alerts": len(contents.alerts),
+             "operators": sum(len(calls.rows) for calls in contents.operators)}  # fmt: skip
     short = [
-        f"{len(held)} of {contents.counts[kind]} {kind}"
+        f"{held} of {contents.counts[kind]} {kind}"
         for kind, held in found.items()
-        if isinstance(contents.counts.get(kind), int) and len(held) < contents.counts[kind]
+        if isinstance(contents.counts.get(kind), int) and held < contents.counts[kind]
     ]
     if short:
         contents.notices.append("read " + ", ".join(short))

@@ -25,6 +25,7 @@ from typing import Any
 from latencyprism.errors import BadInput, PrismError
 from latencyprism.recorder.capture import Capture, read_capture, write_capture
 from latencyprism.recorder.idle import stand_back, step_aside
+from latencyprism.timeline.operators import operators_of
 
 Finish = Callable[[Capture], Capture]
 
@@ -81,6 +82,8 @@ def convert(raw: str, out: str, finish: str | None, finish_seconds: float) -> di
     if verdict:
         _say({"event": "verdict", "verdict": verdict})
     refused = stand_back()
+    for process, seen in capture.operator_records:
+        capture.operators += operators_of(seen, process, capture.steps)
     size = write_capture(out, capture)
     Path(raw).unlink(missing_ok=True)
     return {
@@ -91,6 +94,7 @@ def convert(raw: str, out: str, finish: str | None, finish_seconds: float) -> di
         "spans": len(capture.spans),
         "counters": len(capture.counters),
         "requests": len(capture.requests),
+        "operators": sum(len(calls.rows) for calls in capture.operators),
         "seconds": round(time.monotonic() - began, 3),
         "verdict": verdict,
         "finish_error": problem,

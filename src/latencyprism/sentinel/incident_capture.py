@@ -12,6 +12,7 @@ from latencyprism.recorder.capture import Capture
 from latencyprism.recorder.deferred import CaptureJob
 from latencyprism.records import Alert
 from latencyprism.sentinel.below_watch import host_tid
+from latencyprism.sentinel.operator_dive import OperatorDive
 from latencyprism.sentinel.replica_watch import ReplicaWatch
 from latencyprism.timeline.clocks import Timeline, read_machine_clocks, wall_clock
 
@@ -40,6 +41,7 @@ class IncidentCapture:
         self._missing: list[str] = []
         self._job: CaptureJob | None = None
         self._deep = False
+        self.operators: OperatorDive | None = None
         self._drain_at_ns = 0
         self._looks_deep = deep
         self._clocks = Timeline("monotonic")
@@ -49,6 +51,8 @@ class IncidentCapture:
         self.armed_ns = time.monotonic_ns()
 
     def _arm(self, seconds: float) -> None:
+        if self.watch.operators is not None:
+            self.operators = self.watch.operators.begin(seconds)
         self.watch.attachment.source.arm_deep(seconds)
         if self.watch.below is None:
             self._missing.append(self.watch.below_missing or "scheduler events")
@@ -93,6 +97,9 @@ class IncidentCapture:
 
     def _write(self) -> None:
         watch = self.watch
+        if self.operators is not None:
+            self.operators.finish()
+            self._missing += self.operators.missing
         if watch.below is not None:
             if self._deep:
                 watch.below.go_back()
@@ -117,6 +124,7 @@ class IncidentCapture:
             spans=[*seen.spans, *below],
             counters=seen.counters,
             requests=seen.requests,
+            operator_records=self.operators.records if self.operators is not None else [],
             alerts=list(self.alerts),
             expected_ms=[expected.get(step.step) for step in seen.steps],
         )
@@ -139,6 +147,7 @@ class IncidentCapture:
             "alert_ns": self.begun_ns if self.alerts else None,
             "onset_ns": watch.onset_ns if self.alerts else None,
             "deep_probe": {"armed_ns": self.armed_ns, "disarmed_ns": self.until_ns},
+            "operators": self._describe_operators(),
             "loop_threads": self._loop_threads(),
             "request_key": key.hex() if key else None,
             "requests_from": getattr(source, "requests_from", None),
@@ -146,6 +155,16 @@ class IncidentCapture:
             "below": watch.below.describe() if watch.below is not None else None,
             "not_available": [*watch.host.not_available, *self._missing],
             **self._meta,
+        }
+
+    def _describe_operators(self) -> dict[str, Any] | None:
+        """How they were seen, None where they were not."""
+        if self.operators is None or not self.operators.records:
+            return None
+        return {
+            "armed_ms": {str(pid): round(ms, 3) for pid, ms in self.operators.armed_ms.items()},
+            "lost": sum(seen.lost for _, seen in self.operators.records),
+            "clock_error_ns": max(seen.error_ns for _, seen in self.operators.records),
         }
 
     def _loop_threads(self) -> list[int]:

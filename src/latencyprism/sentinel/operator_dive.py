@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from latencyprism.agent.operators import Build, OperatorProbe, OperatorRecords, recognise
+from latencyprism.agent.operator_build import Build, recognise
+from latencyprism.agent.operator_ring import OperatorRecords, TscClock
+from latencyprism.agent.operators import OperatorProbe
 from latencyprism.attach.inject import Injector
 from latencyprism.errors import PrismError
-from latencyprism.records import Span, Step
-from latencyprism.timeline.operators import operator_spans
+from latencyprism.sentinel.priority import PRIORITY
 
 COPY_S = 0.02
+READY_S = 5.0
 
 
 class OperatorDives:
     """One a replica: what arming needs and takes long to find out is found out beforehand, in a thread.
 
-    ``roles``: of each process (pid to role). Where there are workers the loop's own process is left alone."""
+    ``roles``: of each process (pid to role). Where there are workers the loop's own process is left alone.
+    ``realtime``: arm and copy on time beside engines that spin; each such turn takes milliseconds."""
 
-    def __init__(self, roles: Mapping[int, str]) -> None:
+    def __init__(self, roles: Mapping[int, str], *, realtime: bool = True) -> None:
         workers = [pid for pid, role in roles.items() if role.lower().startswith("worker")]
         self.roles = dict(roles)
-        self.pids = workers or [pid for pid, role in roles.items() if role != "API server"]
-        self.ready: dict[int, tuple[Injector, Build]] = {}
+        self.pids = workers or list(roles)
+        self.realtime = realtime
+        self.ready: dict[int, tuple[Injector, Build, TscClock]] = {}
         self.missing: list[str] = []
         self.busy = threading.Lock()
         self._thread = threading.Thread(target=self._prepare, name="operators", daemon=True)
@@ -35,33 +40,39 @@ class OperatorDives:
         for pid in self.pids:
             try:
                 build = recognise(pid)
-                self.ready[pid] = (Injector(pid), build)
+                self.ready[pid] = (Injector(pid), build, TscClock())
             except (PrismError, OSError) as error:
-                self.missing.append(f"operators: {getattr(error, 'why', '') or error}")
+                self.missing.append(_told(error))
 
-    def wait_ready(self) -> None:
-        self._thread.join(5.0)
+    def wait_ready(self, seconds: float = READY_S) -> None:
+        self._thread.join(seconds)
 
     def begin(self, seconds: float) -> OperatorDive:
         return OperatorDive(self, seconds)
 
 
 class OperatorDive:
-    """Begins at once, in a thread of its own. ``finish``, then ``spans`` and ``missing``."""
+    """Begins at once, in a thread of its own. ``finish``, then ``records`` and ``missing``."""
 
     def __init__(self, dives: OperatorDives, seconds: float) -> None:
         self._dives = dives
         self.begun_ns = time.monotonic_ns()
         self._until_ns = self.begun_ns + int(seconds * 1e9)
         self._stop = threading.Event()
+        self._finished = False
         self.armed_ms: dict[int, float] = {}
-        self.records: list[OperatorRecords] = []
+        """By process, from the beginning until its operators were recorded."""
+        self.records: list[tuple[str, OperatorRecords]] = []
+        """By the name of the process, once finished."""
         self.missing: list[str] = []
         self._thread = threading.Thread(target=self._run, name="operators", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         dives = self._dives
+        if dives.realtime:
+            with contextlib.suppress(OSError):  # not permitted: ordinary then
+                os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(PRIORITY))
         dives.wait_ready()
         self.missing += dives.missing
         if not dives.busy.acquire(blocking=False):
@@ -69,15 +80,7 @@ class OperatorDive:
             return
         probes: list[OperatorProbe] = []
         try:
-            for pid, (injector, build) in dives.ready.items():
-                left = (self._until_ns - time.monotonic_ns()) / 1e9
-                try:
-                    probe = OperatorProbe(injector, build, max(left, 0.0))
-                except (PrismError, OSError) as error:
-                    self.missing.append(f"operators: {getattr(error, 'why', '') or error}")
-                    continue
-                self.armed_ms[pid] = (probe.armed_ns - self.begun_ns) / 1e6
-                probes.append(probe)
+            self._arm(probes)
             while probes and time.monotonic_ns() < self._until_ns and not self._stop.wait(COPY_S):
                 for probe in probes:
                     probe.drain()
@@ -85,23 +88,42 @@ class OperatorDive:
             for probe in probes:
                 with contextlib.suppress(OSError):
                     probe.close()
-                self.records.append(probe.records)
+                role = dives.roles.get(probe.pid, "process")
+                self.records.append((f"{role} {probe.pid}", probe.records))
             dives.busy.release()
+
+    def _arm(self, probes: list[OperatorProbe]) -> None:
+        for pid, (injector, build, clock) in self._dives.ready.items():
+            left_s = (self._until_ns - time.monotonic_ns()) / 1e9
+            if left_s <= 0 or self._stop.is_set():
+                self.missing.append("operators: the window was over before they were armed")
+                return
+            try:
+                probe = OperatorProbe(injector, build, left_s, clock=clock)
+            except (PrismError, OSError) as error:
+                self.missing.append(_told(error))
+                continue
+            self.armed_ms[pid] = (probe.armed_ns - self.begun_ns) / 1e6
+            probes.append(probe)
 
     def finish(self) -> None:
         """Disarm and have the last records. Harmless twice; takes milliseconds."""
+        if self._finished:
+            return
+        self._finished = True
         self._stop.set()
         self._thread.join(2.0)
-        for seen in self.records:
+        if self._thread.is_alive():
+            self.missing.append("operators: their copying did not come to its end")
+            return
+        for process, seen in self.records:
             if seen.lost:
-                self.missing.append(f"{seen.lost} records of operators were lost")
+                self.missing.append(f"operators: {seen.lost} records of {process} were lost")
             if seen.limited:
-                self.missing.append("operators: the limit of records was reached before the end")
+                self.missing.append(f"operators: {process} reached the limit of records before the end")
+            if seen.lapsed:
+                self.missing.append(f"operators: those of {process} end early, the lease was not renewed")
 
-    def spans(self, steps: Sequence[Step]) -> list[Span]:
-        """What was seen, with names and steps. Takes seconds: for the process that writes."""
-        found: list[Span] = []
-        for seen in self.records:
-            role = self._dives.roles.get(seen.pid, "process")
-            found += operator_spans(seen, f"{role} {seen.pid}", steps)
-        return found
+
+def _told(error: BaseException) -> str:
+    return f"operators: {getattr(error, 'why', '') or error}"

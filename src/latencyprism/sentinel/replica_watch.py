@@ -16,6 +16,7 @@ from latencyprism.records import Alert, Step, Usual, Window
 from latencyprism.sentinel.below_watch import BelowWatch
 from latencyprism.sentinel.flight_tape import FlightTape
 from latencyprism.sentinel.habit import Habit
+from latencyprism.sentinel.operator_dive import OperatorDives
 from latencyprism.sentinel.targets import Attachment
 from latencyprism.sentinel.where import PhaseShares, phase_names
 from latencyprism.xpu.sampler import DeviceSampler
@@ -44,14 +45,14 @@ class ReplicaWatch:
     """``look`` and ``hand_on`` are called whenever there may be something new, and at least ten times a
     second; ``poll`` is both. ``prompt``: wake for every step, and hand it on at once."""
 
-    def __init__(self, attachment: Attachment, *, horizon_s: float = 60.0) -> None:
+    def __init__(self, attachment: Attachment, *, horizon_s: float = 60.0, realtime: bool = True) -> None:
         self.attachment = attachment
         self.replica = attachment.replica
         self.detector = Detector()
         self.recorder = FlightRecorder(horizon_s=horizon_s)
         self.counts = Counts()
         self.roles = {pid: role for pid, role in self.replica.roles().items() if role != "API server"}
-        self.host = HostSampler(self.roles)
+        self.host = HostSampler(self.replica.roles())
         self.devices = DeviceSampler(self.roles)
         self.expected: deque[tuple[int, float]] = deque(maxlen=20_000)
         self.last_step: Step | None = None
@@ -75,6 +76,9 @@ class ReplicaWatch:
         except PrismError as error:
             self.below_missing = f"scheduler events: {error.why or error.what}"
         self.tape = FlightTape(self)
+        self.operators: OperatorDives | None = None
+        if self.replica.engine not in _NO_OPERATORS:
+            self.operators = OperatorDives(self.roles, realtime=realtime)
 
     # -- seeing ----------------------------------------------------------------------------------
 

@@ -220,7 +220,7 @@ class Watcher:
         if raised.capture is not None:
             path = self.captures.begin_for(raised.watch, raised.capture)
             if path is not None:
-                self._say(f"capture asked for by {raised.capture}: {path}")
+                self._say(f"capture asked for ({raised.capture.kind}: {raised.capture.reason}): {path}")
 
     # -- slower things ---------------------------------------------------------------------------
 
@@ -305,8 +305,9 @@ class Watcher:
     # -- attach and detach -----------------------------------------------------------------------
 
     def _attach(self, replica: Replica, *, again: bool = False) -> None:
-        watch = ReplicaWatch(attach(replica, self._say, realtime=self.options.realtime))
-        watch.prompt = bool(self._attendants)
+        realtime = self.options.realtime
+        watch = ReplicaWatch(attach(replica, self._say, realtime=realtime), realtime=realtime)
+        watch.prompt = self._attendants.prompt
         self.watches.append(watch)
         fd = watch.attachment.source.fileno()
         if fd is not None:

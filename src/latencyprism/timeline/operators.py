@@ -2,52 +2,113 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from latencyprism.agent.operators import OperatorRecords
-from latencyprism.records import Span, Step
+from latencyprism.agent.operator_ring import OperatorRecords
+from latencyprism.records import NULL, Step
+from latencyprism.records.operators import OPERATOR_DTYPE, Operators
 
-USER_SCOPE = "(named by a string)"
+BY_A_STRING = "(named by a string)"
+MOST_CALLS = 600_000
+"""Of one process in one capture: some 13 bytes each in the file."""
+
+Words = npt.NDArray[np.int64]
 
 
-def operator_spans(seen: OperatorRecords, process: str, steps: Sequence[Step]) -> list[Span]:
-    """One span an operator, in order of their starts, nested as they were called; times CLOCK_MONOTONIC.
+def operators_of(
+    seen: OperatorRecords, process: str, steps: Sequence[Step], most: int = MOST_CALLS
+) -> list[Operators]:
+    """What one dive saw of one process, one ``Operators`` a thread; times CLOCK_MONOTONIC.
 
-    An operator whose start or end was not recorded is left out. ``step``: the one in whose interval it
-    began, None between steps."""
+    A call whose start or end was not recorded is left out, so that every call that is there is whole. A call
+    belongs to the step in whose time it began. Beyond ``most`` calls only every second, third, .. step (by
+    its number) is kept, whole; what lies between steps goes then."""
     if not seen.chunks or len(seen.readings) < 2:
         return []
     rows = np.concatenate(seen.chunks)
-    ticks, at_ns = (np.array(column, dtype=np.int64) for column in zip(*seen.readings))
-    times = (at_ns[0] + np.interp(rows[:, 0] - ticks[0], ticks - ticks[0], at_ns - at_ns[0])).astype(np.int64)
-    starts = [step.start_ns for step in steps]
-    found: list[Span] = []
-    open_ones: dict[int, list[tuple[int, int]]] = {}
-    threads: dict[int, str] = {}
-    for (_, schema, thread, _), when in zip(rows.tolist(), times.tolist()):
-        stack = open_ones.setdefault(thread & ~1, [])
-        if not thread & 1:
-            stack.append((schema, when))
-        elif stack:
-            name, begin = stack.pop()
-            lane = threads.setdefault(thread & ~1, _lane(seen.thread, len(threads)))
-            place = bisect_right(starts, begin) - 1
-            inside = place >= 0 and begin < steps[place].end_ns
-            found.append(
-                Span(
-                    (process, lane),
-                    seen.names.get(name, USER_SCOPE if name == 0 else f"schema {name:x}"),
-                    begin,
-                    when,
-                    steps[place].step if inside else None,
-                )
-            )
-    found.sort(key=lambda span: (span.start_ns, -span.end_ns))
-    return found
+    times = _times(rows[:, 0], seen.readings)
+    pointers = rows[:, 2] & ~1
+    names, places = _names(rows[:, 1], seen)
+    # Which records were lost is not known: nothing is matched across a loss.
+    stretch = np.concatenate(([0], np.cumsum(np.diff(rows[:, 3]) != 1)))
+    found = []
+    for pointer in _by_first(pointers):
+        own = np.flatnonzero(pointers == pointer)
+        begun, ended = _matched(rows[own, 2] & 1, stretch[own])
+        if len(begun):
+            table = np.empty(len(begun), OPERATOR_DTYPE)
+            table["start_ns"], table["end_ns"] = times[own[begun]], times[own[ended]]
+            table["name"] = places[own[begun]]
+            found.append((pointer, table))
+    all_calls = sum(len(table) for _, table in found)
+    every = max(1, -(-all_calls // most))
+    return [
+        Operators((process, _lane(seen, int(pointer), number)), names, _kept(table, steps, every), every)
+        for number, (pointer, table) in enumerate(found)
+    ]
 
 
-def _lane(thread: int, known: int) -> str:
-    return f"operators {thread}" if known == 0 else f"operators, further thread {known}"
+def _times(ticks: Words, readings: Sequence[tuple[int, int]]) -> Words:
+    """The counter as CLOCK_MONOTONIC, interpolated between the readings around."""
+    at, at_ns = (np.array(column, dtype=np.int64) for column in zip(*readings))
+    inside = np.interp(ticks - at[0], at - at[0], at_ns - at_ns[0])
+    rate = (at_ns[-1] - at_ns[0]) / max(at[-1] - at[0], 1)
+    outside = np.where(ticks < at[0], ticks - at[0], np.maximum(ticks - at[-1], 0)) * rate
+    placed: Words = at_ns[0] + (inside + outside).astype(np.int64)
+    return placed
+
+
+def _names(schemas: Words, seen: OperatorRecords) -> tuple[list[str], npt.NDArray[np.uint32]]:
+    """(names, the place of each row's name in them)."""
+    distinct, places = np.unique(schemas, return_inverse=True)
+    names = [
+        BY_A_STRING if schema == 0 else seen.names.get(schema, f"schema {schema:x}")
+        for schema in distinct.tolist()
+    ]
+    return names, places.astype(np.uint32).reshape(-1)
+
+
+def _by_first(pointers: Words) -> list[int]:
+    """Threads in order of their first record."""
+    distinct, first = np.unique(pointers, return_index=True)
+    return [int(pointer) for pointer in distinct[np.argsort(first)]]
+
+
+def _matched(ends: Words, stretch: Words) -> tuple[Words, Words]:
+    """(starts, ends) of one thread that belong together, in order of the starts: in each stretch, at each
+    depth, a start and the end that follows it there."""
+    depth = np.cumsum(1 - 2 * ends)
+    level = depth + ends  # of a start its own depth, of an end that of its start
+    order = np.lexsort((level, stretch))
+    is_end, at, part = ends[order], level[order], stretch[order]
+    same = (at[:-1] == at[1:]) & (part[:-1] == part[1:])
+    pair = np.flatnonzero((is_end[:-1] == 0) & (is_end[1:] == 1) & same)
+    begun, ended = order[pair], order[pair + 1]
+    by_start = np.argsort(begun)
+    return begun[by_start], ended[by_start]
+
+
+def _kept(table: npt.NDArray[np.void], steps: Sequence[Step], every: int) -> npt.NDArray[np.void]:
+    """The calls with their steps, or those of every so many steps."""
+    table["step"] = NULL
+    if steps:
+        ordered = sorted(steps, key=lambda step: step.start_ns)
+        starts = np.array([step.start_ns for step in ordered])
+        ends = np.array([step.end_ns for step in ordered])
+        numbers = np.array([step.step for step in ordered])
+        place = np.searchsorted(starts, table["start_ns"], side="right") - 1
+        inside = (place >= 0) & (table["start_ns"] < ends[place])
+        table["step"][inside] = numbers[place[inside]]
+    if every == 1:
+        return table
+    chosen: npt.NDArray[np.void] = table[(table["step"] != NULL) & (table["step"] % every == 0)]
+    return chosen
+
+
+def _lane(seen: OperatorRecords, pointer: int, number: int) -> str:
+    """No name of a thread's own track: an operator need not nest with what else is drawn there."""
+    thread = seen.threads.get(pointer)
+    return f"operators (thread {thread})" if thread is not None else f"operators (thread no. {number + 1})"

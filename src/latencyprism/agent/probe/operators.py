@@ -1,7 +1,9 @@
-"""Arms the operator probe on the thread that runs this. Inside the target; standard library alone.
+"""Arms the operator probe. Inside the target; standard library alone.
 
-The code page stays for good: a function that was under way when the probe went keeps the address of the end
-callback. It and the ring's addresses are used again by the next deep dive.
+The callback is a global one: it sees the operators of every thread. Code and the ring's addresses stay for
+good, because an operator that is under way when the probe goes still holds the address of the end callback;
+the next deep dive uses them again. The ring's memory does not stay: it belongs to a file that the watcher
+empties, and a new one is mapped in its place.
 """
 
 import ctypes
@@ -10,7 +12,6 @@ import struct
 import sys
 import threading
 
-KEY = "_latencyprism_operators"
 ARMED, REFUSED, BUSY = 1, 3, 4
 
 
@@ -28,39 +29,67 @@ def install(config):
         os.close(fd)
 
 
+def function(address, result=ctypes.c_uint64, *parameters):
+    """Called with the interpreter's lock held: to get it back could take longer than the call."""
+    return ctypes.PYFUNCTYPE(result, *parameters)(address)
+
+
 def place(config, fd):
+    kept = sys.modules.get(config["key"])
+    if kept is not None:
+        words = (ctypes.c_int64 * 8).from_address(kept.ring)
+        if words[0] == ARMED and function(kept.page + config["counter"])() < words[1]:
+            return BUSY
+        handle = function(kept.page + config["take"])()
+        if handle:
+            function(config["remove"], None, ctypes.c_uint64)(handle)
+        renew(kept.ring, config["bytes"], fd)
+    else:
+        kept = first(config, fd)
+        sys.modules[config["key"]] = kept
+    words = (ctypes.c_int64 * 8).from_address(kept.ring)
+    words[6] = threading.get_native_id()
+    words[7] = function(kept.page + config["pointer"])()
+    words[4] = add(config, kept.page)
+    return ARMED
+
+
+def calls():
     libc = ctypes.PyDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
     libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    remove = ctypes.PYFUNCTYPE(None, ctypes.c_uint64)(config["remove"])
-    code, size = config["code"], config["bytes"]
-    kept = sys.modules.get(KEY)
-    if kept is not None:
-        template, ring, page = kept
-        if template != code:
-            return REFUSED
-        words = (ctypes.c_int64 * 8).from_address(ring)
-        now = ctypes.PYFUNCTYPE(ctypes.c_uint64)(page + config["counter"])()
-        if words[0] == ARMED:
-            if now < words[1]:
-                return BUSY
-            words[1] = 0
-            if words[6] == threading.get_native_id():
-                remove(words[4])
-        # In place of the old ring, in one go: whoever still writes writes there.
-        if libc.mmap(ring, size, 3, 0x1 | 0x10 | 0x8000, fd, 0) != ring:
-            return REFUSED
-    else:
-        ring = mapped(libc.mmap(None, size, 3, 0x1 | 0x8000, fd, 0))
-        page = mapped(libc.mmap(None, 4096, 3, 0x2 | 0x20, -1, 0))
-        text = code.replace(config["ring_mark"], struct.pack("<Q", ring))
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return libc
+
+
+def renew(ring, size, fd):
+    """The new file in place of the old one, in one go: whoever still writes writes there."""
+    if calls().mmap(ring, size, 3, 0x1 | 0x10 | 0x8000, fd, 0) != ring:
+        raise OSError
+
+
+def first(config, fd):
+    libc, size = calls(), config["bytes"]
+    ring = libc.mmap(None, size, 3, 0x1 | 0x8000, fd, 0)
+    page = libc.mmap(None, 4096, 3, 0x2 | 0x20, -1, 0)
+    failed = (None, ctypes.c_void_p(-1).value)
+    if ring not in failed and page not in failed:
+        text = config["code"].replace(config["ring_mark"], struct.pack("<Q", ring))
         text = text.replace(config["remove_mark"], struct.pack("<Q", config["remove"]))
         ctypes.memmove(page, text, len(text))
-        if libc.mprotect(page, 4096, 5) != 0:
-            return REFUSED
-        sys.modules[KEY] = (code, ring, page)
+        if libc.mprotect(page, 4096, 5) == 0:  # never writable and executable at once
+            kept = type(sys)(config["key"])
+            kept.ring, kept.page = ring, page
+            return kept
+    if ring not in failed:
+        libc.munmap(ring, size)
+    if page not in failed:
+        libc.munmap(page, 4096)
+    raise OSError
 
+
+def add(config, page):
     class Callback(ctypes.Structure):
         _fields_ = [
             ("start", ctypes.c_void_p),
@@ -72,14 +101,5 @@ def place(config, fd):
     flags = (ctypes.c_ubyte * 16)()
     for scope in config["scopes"]:
         flags[scope] = 1
-    add = ctypes.PYFUNCTYPE(ctypes.c_uint64, Callback)(config["add"])
-    words = (ctypes.c_int64 * 8).from_address(ring)
-    words[6] = threading.get_native_id()
-    words[4] = add(Callback(page, page + config["end"], 1.0, flags))
-    return ARMED
-
-
-def mapped(address):
-    if address in (None, ctypes.c_void_p(-1).value):
-        raise MemoryError
-    return address
+    callback = Callback(page + config["start"], page + config["end"], 1.0, flags)
+    return function(config["add"], ctypes.c_uint64, Callback)(callback)
