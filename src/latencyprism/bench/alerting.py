@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from latencyprism import inject
+from latencyprism.bench.watch_meter import Meter, per_step
 from latencyprism.errors import PrismError
 from latencyprism.lab import serve
 from latencyprism.lab.load import Load
@@ -29,6 +30,7 @@ from latencyprism.lab.profiles import profile
 
 LEARN_S = 40.0
 MATCH_S = 1.5
+ATTACH_S = 60.0
 
 
 class WatchProcess:
@@ -42,9 +44,11 @@ class WatchProcess:
         )  # fmt: skip
         self.lines: list[tuple[int, dict[str, Any]]] = []
         self._attached: queue.Queue[bool] = queue.Queue()
+        self.watched_s = 0.0
         threading.Thread(target=self._read, daemon=True).start()
-        if not self._attached.get(timeout=30):
+        if not self._attached.get(timeout=ATTACH_S):
             raise PrismError("the watch did not attach")
+        self._begun = time.monotonic()
 
     @property
     def pid(self) -> int:
@@ -76,6 +80,7 @@ class WatchProcess:
     def close(self) -> dict[str, Any]:
         """Ends the watch as Ctrl-C would; its last line."""
         self._process.terminate()
+        self.watched_s = time.monotonic() - self._begun
         self._process.wait(60)
         self._folder.cleanup()
         return self.lines[-1][1] if self.lines else {}
@@ -102,16 +107,16 @@ def run(engine: str, stops: int, seed: int, say: Callable[[str], None]) -> dict[
             finally:
                 last = watch.close()
     result = _score(watch, truth, quiet_until, stops_until, neighbour, target)
+    usage |= per_step(usage["watcher_cpu_share"], last.get("steps"), watch.watched_s)
     return {"engine": engine, **result, **usage, "ended": last}
 
 
 def _learn(watch: WatchProcess, say: Callable[[str], None]) -> dict[str, Any]:
     time.sleep(5.0)
-    cpu, begun = watch.cpu_s(), time.monotonic()
+    meter = Meter(watch)
     time.sleep(LEARN_S - 5.0)
-    share = (watch.cpu_s() - cpu) / (time.monotonic() - begun)
     say(f"watched for {LEARN_S:.0f} s")
-    return {"watcher_cpu_share": round(share, 4), "watcher_rss_mb": round(watch.rss_mb(), 1)}
+    return meter.read()
 
 
 def _stops(target: int, count: int, rng: random.Random) -> list[tuple[int, int]]:

@@ -7,11 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 from latencyprism.bench.alerting import WatchProcess
+from latencyprism.bench.watch_meter import Meter, per_step
 from latencyprism.lab import serve
 from latencyprism.lab.load import Load
 from latencyprism.lab.profiles import profile
 
 SURGE_EVERY_S, SURGE_S = 120.0, 20.0
+WARM_S = 15.0
+"""Load before the watch begins: an engine's first seconds, in which it compiles and fills caches, are not its
+normal run. The watch itself gets no grace."""
 
 
 def run(engine: str, seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
@@ -19,10 +23,11 @@ def run(engine: str, seconds: float, say: Callable[[str], None]) -> dict[str, An
     with serve.start(engine) as server:  # type: ignore[arg-type]
         say(f"{engine} serves, started in {server.start_s:.0f} s")
         surges = 0
-        with Load(server, profile("mixed").but(duration_s=seconds)):
+        with Load(server, profile("mixed").but(duration_s=WARM_S + seconds)):
+            time.sleep(WARM_S)
             watch = WatchProcess(server.pid)
             begun = time.monotonic()
-            cpu = watch.cpu_s()
+            meter = Meter(watch)
             while (left := begun + seconds - time.monotonic()) > 0:
                 if left < SURGE_S + 5:
                     time.sleep(left)
@@ -32,22 +37,31 @@ def run(engine: str, seconds: float, say: Callable[[str], None]) -> dict[str, An
                     surge.wait()
                 surges += 1
                 say(f"surge {surges}: {len(watch.alerts())} alerts so far")
-            share = (watch.cpu_s() - cpu) / (time.monotonic() - begun)
-            rss = watch.rss_mb()
+            usage = meter.read()
             last = watch.close()
-    alerts = [entry for _, entry in watch.alerts()]
+    return _told(engine, seconds, surges, watch, usage, last)
+
+
+def _told(
+    engine: str, seconds: float, surges: int, watch: WatchProcess, usage: dict[str, Any], last: dict[str, Any]
+) -> dict[str, Any]:
+    alerts = [(time_ns, entry) for time_ns, entry in watch.alerts()]
+    first_ns = next((time_ns for time_ns, entry in watch.lines if entry.get("event") == "attached"), 0)
     return {
         "engine": engine,
         "seconds": seconds,
         "surges": surges,
         "steps": last.get("steps"),
         "lost": last.get("lost"),
-        "pages": sum(alert["level"] == "page" for alert in alerts),
-        "evidence": sum(alert["level"] == "evidence" for alert in alerts),
-        "watcher_cpu_share": round(share, 4),
-        "watcher_rss_mb": round(rss, 1),
+        "pages": sum(alert["level"] == "page" for _, alert in alerts),
+        "evidence": sum(alert["level"] == "evidence" for _, alert in alerts),
+        **usage,
+        **per_step(usage["watcher_cpu_share"], last.get("steps"), watch.watched_s),
         "alerts": [
-            {k: alert[k] for k in ("kind", "level", "step", "observed_ms", "expected_ms", "where")}
-            for alert in alerts
+            {
+                "after_s": round((time_ns - first_ns) / 1e9, 1),
+                **{k: alert[k] for k in ("kind", "level", "step", "observed_ms", "expected_ms", "where")},
+            }
+            for time_ns, alert in alerts
         ],
     }

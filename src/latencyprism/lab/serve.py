@@ -51,7 +51,7 @@ class Server:
     @property
     def pids(self) -> tuple[int, ...]:
         """The started process and all its living descendants."""
-        return tuple(_tree(self.main_pid))
+        return tuple(descendants(self.main_pid))
 
     @property
     def roles(self) -> dict[str, int]:
@@ -198,7 +198,8 @@ def _tail(log: Path, most: int = 600) -> str:
     return log.read_text("utf-8", "replace")[-most:].strip()
 
 
-def _tree(root: int) -> list[int]:
+def descendants(root: int) -> list[int]:
+    """A process and all that it started and that live, itself first."""
     found, queue = [], [root]
     while queue:
         pid = queue.pop(0)
