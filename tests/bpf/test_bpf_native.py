@@ -123,6 +123,30 @@ def test_wake_ups_keep_their_interval(caller: Caller) -> None:
         watch.close()
 
 
+def test_only_a_long_time_between_two_hits_wakes_while_asked_for(caller: Caller) -> None:
+    watch = probe(caller, Point(SYMBOL, wake=True))
+    try:
+        poll = select.epoll()
+        poll.register(watch.fileno(), select.EPOLLIN)
+        watch.wake_after(200_000_000)
+        caller.call(1)  # the first of all: nothing is known of the time before it
+        list(watch.read())
+        poll.poll(0)
+        caller.call(1)
+        time.sleep(0.02)
+        assert poll.poll(0) == [] and len(list(watch.read())) == 1
+        time.sleep(0.25)
+        caller.call(1)
+        assert poll.poll(2) and len(list(watch.read())) == 1
+        assert poll.poll(0) == []
+        watch.wake_after(0)
+        caller.call(1)
+        assert poll.poll(2) and len(list(watch.read())) == 1
+        poll.close()
+    finally:
+        watch.close()
+
+
 def test_what_a_full_ring_loses_is_counted(caller: Caller) -> None:
     watch = probe(caller, Point(SYMBOL), ring_bytes=4096)
     try:

@@ -53,6 +53,13 @@ def test_prices_of_tokens_are_found_and_one_in_ten_is_long() -> None:
     assert usual.long(step(1, 14.0, 8)) and not usual.long(step(1, 10.5, 8)) and usual.long(step(1, 10.5, 4))
 
 
+def test_what_steps_without_prompts_last_is_told_apart() -> None:
+    steps = [step(n, 5.0 + n % 10 * 0.01, gap=MS) for n in range(90)]
+    steps += [step(n, 200.0, 4, 128) for n in range(90, 120)]
+    usual = learned(steps).usual
+    assert usual is not None and abs(usual.bare_ns - 6.08 * MS) < 0.05 * MS
+
+
 def test_counts_that_were_not_observed_have_no_price() -> None:
     habit = learned([step(number, 5.0 + number % 7 * 0.01, None, None, None) for number in range(100)])
     assert habit.usual is not None
@@ -85,7 +92,7 @@ PRICE = st.integers(0, 1 << 40)
 
 @given(
     took=st.integers(0, 1 << 50), decode=COUNT, prefill=COUNT, gap=st.none() | st.integers(0, 1 << 60),
-    usual=st.builds(Usual, PRICE, PRICE, PRICE, st.integers(0, 1 << 62)),
+    usual=st.builds(Usual, PRICE, PRICE, PRICE, st.integers(0, 1 << 62), PRICE),
 )  # fmt: skip
 def test_the_probe_wakes_for_what_the_watch_calls_long(
     took: int, decode: int | None, prefill: int | None, gap: int | None, usual: Usual
@@ -97,7 +104,7 @@ def test_the_probe_wakes_for_what_the_watch_calls_long(
         values[at] = NULL if value is None else value
     words = [0] * 64
     words[ring.H_WAITING] = ring.WAKE_LONG
-    words[ring.H_WAKE_BASE_NS : ring.H_WAKE_GAP_NS + 1] = usual
+    words[ring.H_WAKE_BASE_NS : ring.H_WAKE_GAP_NS + 1] = usual[:4]
     assert worth_waking(words, ring.KIND_STEP, values) == usual.long(seen)
     assert not worth_waking(words, ring.KIND_WORKER, values)
     words[ring.H_WAITING] = ring.WAKE_EACH

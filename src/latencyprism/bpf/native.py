@@ -191,6 +191,11 @@ class NativeProbe:
         """Readable once a point with ``wake`` was hit."""
         return self._object.maps["ring"].descriptor
 
+    def wake_after(self, usual_ns: int) -> None:
+        """From now on a point with ``wake`` wakes the reader only where so much time lies between its hit and
+        the last one of such a point; 0: at each."""
+        self._object.maps[".data"][0] = max(0, usual_ns).to_bytes(8, "little")
+
     def read(self) -> Iterator[Hit]:
         """Hits since the last call, in the order in which the kernel took them."""
         if self._ring is not None:

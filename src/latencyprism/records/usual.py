@@ -15,6 +15,8 @@ class Usual(NamedTuple):
     decode_ns: int
     prefill_ns: int
     gap_ns: int
+    bare_ns: int
+    """What few steps without prefill last, with the time before them since the step before."""
 
     def long(self, step: Step) -> bool:
         decode, prefill = step.decode_tokens, step.prefill_tokens

@@ -68,7 +68,9 @@ def _fit(rows: npt.NDArray[np.float64]) -> Usual:
     gaps = rows[rows[:, 3] >= 0.0, 3]
     gap_ns = int(_above(gaps, LONG_SHARE / 2)) if gaps.size else NEVER_NS
     base, decode, prefill = (int(price) for price in prices)
-    return Usual(base + ROUNDING_NS, decode, prefill, gap_ns + ROUNDING_NS)
+    bare = rows[rows[:, 2] == 0.0] if np.any(rows[:, 2] == 0.0) else rows
+    bare_ns = int(_above(bare[:, 0] + np.maximum(bare[:, 3], 0.0), LONG_SHARE))
+    return Usual(base + ROUNDING_NS, decode, prefill, gap_ns + ROUNDING_NS, bare_ns + ROUNDING_NS)
 
 
 def _above(values: npt.NDArray[np.float64], share: float) -> float:

@@ -70,7 +70,7 @@ class GenericSource:
     def wake_beyond(self, usual: Usual | None) -> None:
         self._only_if_long = usual is not None
         if usual is not None:
-            self._session.call_long(*usual)
+            self._session.call_long(*usual[:4])
 
     def renew(self) -> None:
         self._session.renew()

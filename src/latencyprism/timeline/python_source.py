@@ -169,7 +169,7 @@ class PythonSource:
         """Be woken only by a step longer than ``usual``; None: by every step."""
         self._only_if_long = usual is not None
         if usual is not None:
-            self._sessions[self._engine_pid].call_long(*usual)
+            self._sessions[self._engine_pid].call_long(*usual[:4])
 
     def close(self) -> None:
         """Detach from every process; the engine loop first, so that no step looks half."""

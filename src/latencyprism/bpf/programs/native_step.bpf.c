@@ -70,6 +70,10 @@ const volatile u32 ubatch_returns_object = 0;   /* 1: the function returns an ob
 u64 lost = 0;  /* records the full ring refused */
 u64 seen = 0;  /* hits in the target, before POINT_FIRST */
 u64 woken_ns = 0;
+u64 waking_ns = 0; /* when the last record was made that may wake */
+
+/* What the reader sets at any time: only a record that may wake and comes so long after the one before does. */
+u64 usual_ns SEC(".data") = 0;
 
 struct {
     MAP_INT(type, BPF_MAP_TYPE_RINGBUF);
@@ -128,7 +132,12 @@ INLINE void fill(struct hit *hit, u32 tid, u32 index, u8 flags)
 /* A wake-up is an interrupt to this CPU: in a virtual machine it costs more than all the rest of a hit. */
 INLINE u64 wake(const struct point *point, u64 now)
 {
-    if (!(point->flags & POINT_WAKE) || now - woken_ns < wake_interval_ns)
+    u64 before = waking_ns;
+
+    if (!(point->flags & POINT_WAKE))
+        return BPF_RB_NO_WAKEUP;
+    waking_ns = now;
+    if (now - before < usual_ns || now - woken_ns < wake_interval_ns)
         return BPF_RB_NO_WAKEUP;
     woken_ns = now;
     return BPF_RB_FORCE_WAKEUP;

@@ -200,7 +200,8 @@ class LlamaSource:
         return True
 
     def wake_beyond(self, usual: Usual | None) -> None:
-        """Goes on as it did."""
+        """The kernel knows when a step ended, and not what was in it: so one with a prompt always wakes."""
+        self._probe.wake_after(0 if usual is None else usual.bare_ns)
 
     def renew(self) -> None:
         """Kernel probes need no lease: they end with this process."""
