@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latencyprism.bpf import btf
@@ -89,6 +89,7 @@ def _read_everything(data: bytes) -> None:
         parse_ext(extra.data, parsed_types)
 
 
+@settings(deadline=None)  # a busy machine is no finding
 @given(st.data())
 def test_a_damaged_object_is_refused_or_read_but_never_crashes(data: st.DataObject) -> None:
     whole = bytearray(read_object(data.draw(st.sampled_from(NAMES))))
