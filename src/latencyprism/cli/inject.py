@@ -7,10 +7,12 @@ import json
 import os
 import signal
 import sys
+import textwrap
 from types import FrameType
 
 from latencyprism import inject
 from latencyprism.errors import BadInput
+from latencyprism.inject.needs import NEEDS
 
 NAME = "inject"
 HELP = "disturb a running engine on purpose, to see whether the cause is named"
@@ -51,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="net.delay: seconds before and after in which it passes everything on at once (default 0)",
     )
     parser.add_argument("--i-know", action="store_true", help="disturb a process that this one did not start")
+    parser.add_argument("--scenario", metavar="FILE", help="disturb as a TOML file says; see the manual page")
     parser.add_argument("--list", action="store_true", dest="catalogue", help="show the causes and end")
     parser.add_argument("--json", action="store_true", help="write JSON")
 
@@ -60,6 +63,11 @@ def run(args: argparse.Namespace) -> int:
     if args.catalogue:
         _print_catalogue(args.json)
         return 0
+    if args.scenario is not None:
+        # Imported here: it brings the lab with it.
+        from latencyprism.cli import inject_scenario
+
+        return inject_scenario.run(args)
     if args.cause is None or args.pid is None:
         raise BadInput("nothing to inject", "a cause and -p PID are needed", "--list shows the causes")
     injection = inject.start(
@@ -100,12 +108,28 @@ def _print_catalogue(as_json: bool) -> None:
     entries = list(inject.CATALOGUE.values())
     if as_json:
         rows = [
-            {"cause": e.cause, "how": e.how, "strength": e.strength, "default": e.default} for e in entries
+            {
+                "cause": e.cause,
+                "how": e.how,
+                "strength": e.strength,
+                "default": e.default,
+                "needs": NEEDS[e.cause].text,
+                "missing": NEEDS[e.cause].missing(),
+            }
+            for e in entries
         ]
         print(json.dumps(rows))
         return
     for entry in entries:
-        print(f"{entry.cause:<18}{entry.how}\n{'':<18}strength: {entry.strength} (default {entry.default})")
+        missing = NEEDS[entry.cause].missing()
+        print(f"{entry.cause:<27}{'can work here' if missing is None else f'CANNOT WORK HERE: {missing}'}")
+        for name, text in (
+            ("how", entry.how),
+            ("strength", f"{entry.strength} (default {entry.default})"),
+            ("needs", NEEDS[entry.cause].text),
+        ):
+            lines = textwrap.wrap(text, 80)
+            print(f"  {name:<25}{lines[0]}", *lines[1:], sep=f"\n{'':<27}")
 
 
 def _print_outcome(injection: inject.Injection, as_json: bool) -> None:
