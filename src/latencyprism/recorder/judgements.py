@@ -13,6 +13,10 @@ _REQUIRED = {
     "observed_ms": float, "expected_ms": float, "excess": float,
 }  # fmt: skip
 
+_OPTIONAL = {"delay_ms": float, "where": str, "text": str, "capture": str, "verdict": dict}
+_NUMBERS = ("terms", "detectable")
+_FIELDS = {field.name for field in fields(Alert)}
+
 
 def alert_to_dict(alert: Alert) -> dict[str, Any]:
     return asdict(alert)
@@ -23,12 +27,11 @@ def alert_from_dict(told: object) -> Alert:
     if not isinstance(told, dict):
         raise ValueError("an alert is not an object")
     values: dict[str, Any] = {name: _typed(told, name, kind) for name, kind in _REQUIRED.items()}
-    values["delay_ms"] = _optional(told, "delay_ms", float)
-    values["where"] = _optional(told, "where", str)
-    values["capture"] = _optional(told, "capture", str)
-    values["verdict"] = _optional(told, "verdict", dict)
-    terms = _optional(told, "terms", dict)
-    values["terms"] = None if terms is None else {str(name): _number(ms) for name, ms in terms.items()}
+    for name in _FIELDS.intersection(_OPTIONAL):
+        values[name] = _optional(told, name, _OPTIONAL[name])
+    for name in _FIELDS.intersection(_NUMBERS):
+        numbers = _optional(told, name, dict)
+        values[name] = None if numbers is None else {str(key): _number(ms) for key, ms in numbers.items()}
     return Alert(**values)
 
 
@@ -57,6 +60,10 @@ def verdict_from_dict(told: object) -> Verdict:
         cycles=_optional(told, "cycles", int) or 0,
         seconds=_optional(told, "seconds", float) or 0.0,
         not_looked_at=[str(entry) for entry in _list(told, "not_looked_at")],
+        together=[str(entry) for entry in _list(told, "together")],
+        together_probability=_optional(told, "together_probability", float),
+        remedy=_optional(told, "remedy", str),
+        settle=[str(entry) for entry in _list(told, "settle")],
     )
 
 
@@ -93,6 +100,4 @@ def _number(value: object) -> float:
         raise ValueError("a number is too large") from None
 
 
-assert set(_REQUIRED) | {"delay_ms", "where", "capture", "verdict", "terms"} == {
-    f.name for f in fields(Alert)
-}
+assert {*_REQUIRED, *_OPTIONAL, *_NUMBERS} >= _FIELDS

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from latencyprism.recorder.trigger import Asked
 from latencyprism.records import Alert, Window
 from latencyprism.sentinel.replica_watch import ReplicaWatch
 
@@ -13,11 +14,11 @@ from latencyprism.sentinel.replica_watch import ReplicaWatch
 @dataclass(frozen=True, slots=True)
 class Raised:
     """What an attendant asks the watch for: to emit ``alert``, and to begin a capture for the reason that
-    ``capture`` gives in words. Either may be None."""
+    ``capture`` gives. Either may be None."""
 
     watch: ReplicaWatch
     alert: Alert | None = None
-    capture: str | None = None
+    capture: Asked | None = None
 
 
 class Attendant:
@@ -26,6 +27,8 @@ class Attendant:
     method raises ends the attendant, not the watch; ``close`` is still called."""
 
     name = "attendant"
+    prompt = True
+    """Whether it must see each step as soon as it ends; else steps come a few at a time, which is cheaper."""
 
     def __init__(self) -> None:
         self.emit: Callable[..., None] = lambda kind, **values: None
@@ -68,6 +71,10 @@ class Attendants:
 
     def __bool__(self) -> bool:
         return bool(self._live)
+
+    @property
+    def prompt(self) -> bool:
+        return any(member.prompt for member in self._live)
 
     def _call(self, method: str, *args: Any) -> list[Any]:
         found = []

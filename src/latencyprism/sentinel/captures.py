@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from latencyprism.errors import PrismError
-from latencyprism.recorder.trigger import WhenToCapture
+from latencyprism.recorder.trigger import PER_HOUR as ASKED_PER_HOUR
+from latencyprism.recorder.trigger import Asked, Occasion, WhenToCapture
 from latencyprism.records import Alert
 from latencyprism.sentinel.incident_capture import IncidentCapture
 from latencyprism.sentinel.replica_watch import ReplicaWatch
@@ -38,6 +39,7 @@ class Captures:
             level: WhenToCapture(levels=(level,), quiet_s=INCIDENT_QUIET_S, per_hour=PER_HOUR[level])
             for level in levels
         }
+        self._when_asked = {kind: WhenToCapture.for_kind(kind) for kind in ASKED_PER_HOUR}
 
     def choose(self, watch: ReplicaWatch, alert: Alert, now_ns: int) -> bool:
         """Sets ``alert.capture``; True if that capture is to be begun. A page is always worth a capture;
@@ -56,19 +58,43 @@ class Captures:
     def begin(self, watch: ReplicaWatch, alert: Alert) -> None:
         """The one that ``choose`` named."""
         assert alert.capture is not None
-        self._begin(watch, alert, Path(alert.capture), None)
+        kind = "slo" if alert.kind == "slo" else "alert"
+        self._begin(watch, alert, Path(alert.capture), {"trigger": {"kind": kind, "reason": alert.kind}})
 
-    def begin_for(self, watch: ReplicaWatch, reason: str) -> Path | None:
-        """One that no alert asked for; None while one of this replica is under way, or with no folder."""
-        if self.folder is None or any(c.watch is watch for c in self.under_way):
-            return None
-        path = self.folder / f"{secrets.token_hex(8)}.pftrace"
-        return path if self._begin(watch, None, path, reason) else None
+    def begin_for(self, watch: ReplicaWatch, asked: Asked) -> Path | None:
+        """One that no alert asked for, where it is worth one: its path. Says which, and why not."""
+        identity = secrets.token_hex(8)
+        refused = self._refusal(watch, asked, identity)
+        path = None if refused or self.folder is None else self.folder / f"{identity}.pftrace"
+        trigger = {"kind": asked.kind, "reason": asked.reason, "incident": asked.incident}
+        if path is not None and not self._begin(watch, None, path, {"trigger": trigger}):
+            path, refused = None, "it could not be begun"
+        self._out.event(
+            "asked", kind=asked.kind, reason=asked.reason, engine=watch.replica.engine,
+            pid=watch.replica.engine_pid, capture=None if path is None else str(path),
+            refused=refused or None,
+        )  # fmt: skip
+        return path
 
-    def _begin(self, watch: ReplicaWatch, alert: Alert | None, path: Path, reason: str | None) -> bool:
+    def _refusal(self, watch: ReplicaWatch, asked: Asked, identity: str) -> str:
+        """Why there is to be none, in words; empty: there is."""
+        if self.folder is None:
+            return "this watch writes no captures"
+        under_way = next((c for c in self.under_way if c.watch is watch), None)
+        if under_way is not None:
+            return f"{under_way.path} is under way"
+        who, now_ns = (watch.replica.engine, watch.replica.number), time.monotonic_ns()
+        if asked.kind == "webhook":
+            for trigger in self._triggers.values():
+                incident = trigger.captured_lately(who, now_ns)
+                if incident is not None:
+                    return f"it belongs to incident {incident}, which is captured"
+        decision = self._when_asked[asked.kind].decide(Occasion.of_asked(asked, who, identity), now_ns)
+        return "" if decision.capture else decision.reason
+
+    def _begin(self, watch: ReplicaWatch, alert: Alert | None, path: Path, meta: dict[str, object]) -> bool:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            meta = {"asked_for": reason} if reason else None
             self.under_way.append(IncidentCapture(watch, alert, path, deep=self._deep, meta=meta))
         except (PrismError, OSError) as error:
             self._say(f"no capture: {error}")
