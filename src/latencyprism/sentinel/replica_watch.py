@@ -14,6 +14,7 @@ from latencyprism.host.sampler import HostSampler
 from latencyprism.recorder.flight import FlightRecorder
 from latencyprism.records import Alert, Step, Usual, Window
 from latencyprism.sentinel.below_watch import BelowWatch
+from latencyprism.sentinel.cost import Cost
 from latencyprism.sentinel.flight_tape import FlightTape
 from latencyprism.sentinel.habit import Habit
 from latencyprism.sentinel.operator_dive import OperatorDives
@@ -75,6 +76,7 @@ class ReplicaWatch:
             self.below = BelowWatch(self.roles)
         except PrismError as error:
             self.below_missing = f"scheduler events: {error.why or error.what}"
+        self.cost = Cost(attachment.source, self.below)
         self.tape = FlightTape(self)
         self.operators: OperatorDives | None = None
         if self.replica.engine not in _NO_OPERATORS:
@@ -128,7 +130,7 @@ class ReplicaWatch:
         self._habit.look(now_ns)
         for counter in self.host.sample(now_ns):
             self.recorder.add_counter(counter)
-        for counter in self.devices.drain():
+        for counter in (*self.devices.drain(), *self.cost.counters(now_ns)):
             self.recorder.add_counter(counter)
         if self.below is not None:
             self.below.tick(now_ns)

@@ -60,6 +60,8 @@ class WatchSummary:
     braked: int = 0
     """How often the watch ran for too long at real-time priority and was made ordinary."""
     captures: list[str] = field(default_factory=list)
+    costs: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """Of each replica that was watched, by the PID of its loop: see ``Cost.values``."""
 
     def count(self, alert: Alert) -> None:
         """One that no detector raised."""
@@ -245,7 +247,7 @@ class Watcher:
         for watch in list(self.watches):
             source = watch.attachment.source
             source.renew()
-            for text in source.notices():
+            for text in (*source.notices(), *watch.cost.notices()):
                 self._say(f"note: {text}")
                 self._out.event(
                     "notice", engine=watch.replica.engine, pid=watch.replica.engine_pid, text=text
@@ -338,6 +340,7 @@ class Watcher:
         self.summary.evidence += watch.counts.evidence
         self.summary.page += watch.counts.page
         self.summary.lost += watch.attachment.source.lost
+        self.summary.costs[watch.replica.engine_pid] = watch.cost.values()
         # The probes go first: whoever runs the engine must not wait for our files.
         watch.attachment.close()
         self._pass_on(watch, *watch.hand_on())
@@ -369,4 +372,5 @@ class Watcher:
         return {
             "steps": summary.steps, "evidence": summary.evidence, "page": summary.page,
             "lost": summary.lost, "captures": summary.captures, "braked": summary.braked,
+            "watch_cpu_s": round(time.process_time(), 3), "costs": summary.costs,
         }  # fmt: skip
