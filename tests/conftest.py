@@ -20,6 +20,12 @@ EXCUSED = (f"engine unavailable: {NO_CPU_TORCH}", "no Python ", " is not install
 SERVER_FIXTURES = {"llama_server", "transformers_server", "vllm_server"}
 
 
+@pytest.fixture(autouse=True)
+def _state_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test takes up what the watch of another, or of the person who runs them, has learned."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test that takes a server needs an engine, whether it says so or not."""
     for item in items:

@@ -11,7 +11,7 @@ from types import ModuleType
 from latencyprism import __version__
 from latencyprism.errors import PrismError
 
-VERBS = ("check", "watch", "record", "explain", "replay", "slo", "inject", "detach", "demo", "bench")
+VERBS = ("check", "watch", "record", "explain", "replay", "slo", "inject", "ack", "detach", "demo", "bench")
 ABOUT = ("-h", "--help", "--version")
 
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from latencyprism.cli import watch_slo, watch_triggers
+from latencyprism.cli import watch_memory, watch_slo, watch_triggers
 from latencyprism.cli.options import add_duration, add_pid
 from latencyprism.errors import BadInput
 from latencyprism.sentinel.attendant import Attendant
@@ -33,7 +33,7 @@ class Topic(Protocol):
     def attendants(self, args: argparse.Namespace) -> list[Attendant]: ...
 
 
-TOPICS: tuple[Topic, ...] = (watch_slo, watch_triggers)
+TOPICS: tuple[Topic, ...] = (watch_slo, watch_triggers, watch_memory)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -85,6 +85,22 @@ class ShiftTest:
                 return True
         return fired
 
+    def detectable(self, wander: float, variance: float, steps: int) -> float:
+        """The smallest log-ratio at which a shift of so many steps brings one of the sums to its limit."""
+        level = self.level
+        by_drift = level.slack_drift * wander
+        if level.slack_ragged:
+            ragged = level.slack_ragged * self.ragged
+            by_drift = max(by_drift, min(ragged, RAGGED_MOST * level.fast_slack))
+        found = []
+        for slack, limit in ((level.fast_slack, level.fast_limit), (level.slow_slack, level.slow_limit)):
+            asked = level.rarity
+            if by_drift > slack:
+                asked = max(asked, min(asked * by_drift / slack, RAREST))
+                slack = by_drift
+            found.append(slack + max(limit, asked * variance / (2.0 * slack)) / steps)
+        return min(found)
+
     def _for_raggedness(self, fast: float, clip: float, by_drift: float) -> float:
         value = fast if fast < clip else clip
         gap = value - self.before

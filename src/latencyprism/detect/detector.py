@@ -14,6 +14,7 @@ from latencyprism.detect.settings import Settings
 from latencyprism.detect.tail import WILD
 from latencyprism.records.step import Step
 
+TELLING_STEPS = 50
 MEMORABLE = 50
 """Residuals kept for ``ack``."""
 LOWER_RATE, LOWER_MOST, LOWER_CREEP = 0.06, 0.03, 0.015
@@ -43,6 +44,10 @@ class Detector:
         self.incident = 0
         self.incident_open = False
         self.paging = False
+        self.page_from = self.settings.warm_steps
+        """No page before this step."""
+        self.moved = 0.0
+        """Log of all rebases and acknowledgements together."""
         self._evidence = ShiftTest(self.settings.evidence)
         self._page = ShiftTest(self.settings.page)
         self._held: deque[tuple[Work, float]] = deque()
@@ -164,7 +169,7 @@ class Detector:
         if not (shift or stall or shift_page or lost):
             self._settle()
             return None
-        if self.steps < settings.warm_steps:
+        if self.steps < self.page_from:
             stall_page = shift_page = lost = False
         if not (shift or stall or shift_page or lost):
             return None
@@ -177,7 +182,8 @@ class Detector:
             kind, onset = "shift", self._evidence.onset
         else:
             kind, onset = "stall", number
-        return self._fire(number, paged, kind, onset, observed, found)
+        late_ms = found.ms * expm1(stretch)
+        return self._fire(number, paged, kind, onset, observed, found, late_ms)
 
     def _as_shown(self, key: int, allowance: float) -> float:
         """An allowance for the unfamiliar, narrowed to the error that this kind of work has shown in calm
@@ -252,6 +258,7 @@ class Detector:
         onset: int,
         observed: float,
         found: Expectation,
+        late_ms: float,
     ) -> Firing:
         opened = not self.incident_open
         if opened:
@@ -264,8 +271,17 @@ class Detector:
         terms = found.terms
         return Firing(
             number, "page" if paged else "evidence", kind, onset, observed, expected,
-            observed / expected - 1.0, self.incident, opened, escalated, terms,
+            observed / expected - 1.0, self.incident, opened, escalated, terms, late_ms, self.detectable(),
         )  # fmt: skip
+
+    def detectable(self) -> dict[str, float]:
+        """By level, the slow-down (share) that is told when it lasts for ``TELLING_STEPS``, at the stream's
+        present noise and for work that it knows."""
+        wander, variance = self.noise.wander, self.noise.long_run_variance()
+        return {
+            name: round(expm1(test.detectable(wander, variance, TELLING_STEPS)), 4)
+            for name, test in (("evidence", self._evidence), ("page", self._page))
+        }
 
     def _settle(self) -> None:
         if self.incident_open:
@@ -330,16 +346,20 @@ class Detector:
         if self._faster >= settings.rebase_steps:
             self._move(self._faster_sum / self._faster)
 
-    def ack(self) -> None:
+    def ack(self) -> float:
         """Take the present level as normal (a new version, a known slow-down): the expectation moves to
-        the median of the last steps and the incident ends."""
+        the median of the last steps and the incident ends. Returns the log-ratio by which it moved."""
+        shift = 0.0
         if self._recent:
             recent = sorted(self._recent)
-            self._move(recent[len(recent) // 2])
+            shift = recent[len(recent) // 2]
+            self._move(shift)
         self.incident_open = self.paging = False
+        return shift
 
     def _move(self, shift: float) -> None:
         self.model.rescale(exp(shift))
+        self.moved += shift
         self.noise.clear_ring()
         self._shown.clear()
         self._held.clear()

@@ -33,6 +33,10 @@ class Alert:
     """The process or phase that holds the excess, as far as the step record tells at once."""
     terms: dict[str, float] | None = None
     """The expectation in its parts, ms each."""
+    text: str | None = None
+    """The work of the step, its expectation with the reasons, and what it took, in a sentence."""
+    detectable: dict[str, float] | None = None
+    """By level, the smallest slow-down (share) of 50 steps that is told at the stream's present noise."""
     capture: str | None = None
     verdict: dict[str, Any] | None = None
 

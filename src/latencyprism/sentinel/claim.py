@@ -11,7 +11,8 @@ from latencyprism.attach.process import Identity
 from latencyprism.errors import TargetRefused
 
 
-def _folder() -> Path:
+def claims_folder() -> Path:
+    """Where watchers of this user say what they hold; nobody else can write there."""
     base = os.environ.get("XDG_RUNTIME_DIR") or ("/run" if os.geteuid() == 0 else tempfile.gettempdir())
     folder = Path(base) / f"latencyprism-{os.geteuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -24,7 +25,7 @@ class Claim:
     """Held from construction to ``close``. TargetRefused, naming the holder, if another watcher has it."""
 
     def __init__(self, identity: Identity) -> None:
-        self._path = _folder() / f"{identity.pid}-{identity.start_ticks}.lock"
+        self._path = claims_folder() / f"{identity.pid}-{identity.start_ticks}.lock"
         try:
             self._fd = _locked(self._path)
         except BlockingIOError:
@@ -62,7 +63,7 @@ def _locked(path: Path) -> int:
 
 def holder_of(identity: Identity) -> int | None:
     """PID of the watcher that holds a process, if any of this user's does."""
-    path = _folder() / f"{identity.pid}-{identity.start_ticks}.lock"
+    path = claims_folder() / f"{identity.pid}-{identity.start_ticks}.lock"
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 
 from latencyprism.detect import Detector, Firing
+from latencyprism.detect.wording import sentence, work_in_words
 from latencyprism.errors import PrismError
 from latencyprism.host.sampler import HostSampler
 from latencyprism.recorder.flight import FlightRecorder
@@ -205,6 +206,8 @@ class ReplicaWatch:
             excess=round(firing.excess, 4),
             where=where,
             terms={name: round(value, 3) for name, value in firing.terms.items() if abs(value) >= 0.001},
+            text=sentence(step, firing),
+            detectable=firing.detectable,
         )
 
     def silence(self, now_ns: int) -> Alert | None:
@@ -234,6 +237,7 @@ class ReplicaWatch:
             excess=round(quiet_ms / max(expected_ms, 1e-6) - 1, 4),
             delay_ms=None,
             where="no step ended",
+            text=f"after {work_in_words(step)}: no step has ended for {quiet_ms / 1e3:.1f} s",
         )
 
     def close(self) -> None:
