@@ -43,7 +43,7 @@ class Cost:
         """``below_share``, ``below_lost``: null where nothing is seen below; ``probe_share``: {PID: share},
         without those that have not measured it yet."""
         below = None if self._below is None else self._below.describe()
-        health = getattr(self._source, "health", dict)()
+        health: dict[int, dict[str, Any]] = getattr(self._source, "health", dict)()
         shares = {pid: told.get("budget_share") for pid, told in health.items()}
         return {
             "below_share": None if below is None else below["estimated_share"],
