@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import numpy as np
 from latencyprism.bench.forecasting import Scorer
 from latencyprism.bench.replayed import Replayed
 from latencyprism.bench.simulated_engine import SimulatedEngine
-from latencyprism.bench.traces import Arrival, Scale, read_trace, scaled
+from latencyprism.bench.traces import Arrival, Scale, scaled
 from latencyprism.detect import Detector
 from latencyprism.engines.discovery import discover
 from latencyprism.errors import PrismError
@@ -36,10 +35,26 @@ LEARN_PART = 0.2
 MISSED = 0.25
 TTFT_LIMITS_S = (1.2, 1.6, 2.2, 3.0, 4.5, 7.0)
 TPOT_FACTORS = (0.8, 0.9, 1.0, 1.15, 1.35, 1.7)
-CLOSED_CLIENTS, CLOSED_S = 12, 15.0
+CLOSED_CLIENTS, CLOSED_S = 20, 12.0
+FEWEST_SEEN = 12
 LOOK_NS = 100_000_000
+SLOTS = 16
+SCALE = Scale(prompt=8.0, output=1.5, longest_prompt=1200, longest_output=250)
+"""Answers that take seconds, and a hundred of them in a minute or so."""
+SIMULATED = {"slots": SLOTS, "base_ms": 16.0, "decode_ms": 1.0, "noise": 0.2}
+"""About as fast as the real one on a core."""
 SHAPE = Shape(layers=8, hidden=512, intermediate=1536, heads=8, kv_heads=4)
 """Large enough for answers that take seconds."""
+
+
+def simulated_rate(plan: Sequence[Arrival], load: float) -> float:
+    """Requests a second that are ``load`` of what the simulated engine gets done in a closed loop."""
+    closed = [arrival._replace(at_s=0.0) for arrival in scaled(plan[:200], 1.0, SCALE)]
+    run = SimulatedEngine(closed, **SIMULATED)  # type: ignore[arg-type]
+    begun = run.now_ns
+    while not run.over:
+        run.step()
+    return load * len(closed) / ((run.now_ns - begun) / 1e9)
 
 
 def simulate(arrivals: Sequence[Arrival], seed: int = 0, **engine: Any) -> dict[str, Any]:
@@ -52,7 +67,7 @@ def simulate(arrivals: Sequence[Arrival], seed: int = 0, **engine: Any) -> dict[
             continue
         judged.steps([step])
         judged.take(ended)
-        if not judged.scorers and len(judged.seen) >= LEARN_PART * len(arrivals):
+        if not judged.scorers and len(judged.seen) >= LEARN_PART * len(arrivals) and judged.may_judge:
             judged.judge()
         judged.look(run.now_ns, run.under_way)
     return judged.result()
@@ -68,11 +83,13 @@ class _Judged:
         self.seen: list[Request] = []
         self.scorers: list[Scorer] = []
         self.look_us: list[float] = []
+        self.output_tokens = 0
         self._looked_ns = 0
 
     def steps(self, steps: Sequence[Step]) -> None:
         for step in steps:
             self.detector.observe(step)
+            self.output_tokens += step.decode_tokens or 0
         for forecaster in self.forecasters:
             forecaster.steps(steps)
 
@@ -94,11 +111,14 @@ class _Judged:
             if self.scorers:
                 self.scorers[place].look(outlook)
 
+    @property
+    def may_judge(self) -> bool:
+        """Were enough requests seen to set limits by?"""
+        return sum(r.tpot_ns is not None for r in self.seen) >= FEWEST_SEEN
+
     def judge(self) -> None:
         """From here on. TPOT limits lie around the median of what was seen until now."""
         tpot = [r.tpot_ns for r in self.seen if r.tpot_ns is not None]
-        if len(tpot) < 10:
-            raise PrismError("too few requests were seen to set limits", f"{len(tpot)} with a TPOT")
         median = float(np.median(tpot))
         for forecaster, seconds, factor in zip(self.forecasters, TTFT_LIMITS_S, TPOT_FACTORS, strict=True):
             forecaster.tpot_limit_s = median * factor / 1e9
@@ -107,7 +127,8 @@ class _Judged:
     def result(self) -> dict[str, Any]:
         found = [scorer.result() for scorer in self.scorers]
         if not found:
-            raise PrismError("the replay was too short to be judged")
+            seen = f"{len(self.seen)} requests ended"
+            raise PrismError("the replay was too short to be judged", seen, "take longer, with -d")
 
         def missed(metric: str) -> Callable[[int], float]:
             return lambda place: abs((found[place][metric]["violated_share"] or 0.0) - MISSED)
@@ -147,7 +168,7 @@ class _Reader:
             window = self.source.poll()
             judged.steps(window.steps)
             judged.take(window.requests)
-            if not judged.scorers and time.monotonic() > when:
+            if not judged.scorers and time.monotonic() > when and judged.may_judge:
                 judged.judge()
             if window.steps:
                 judged.look(time.monotonic_ns(), self.source.requests.under_way)
@@ -155,14 +176,13 @@ class _Reader:
 
 
 def run(
-    engine: str, data: Path, traces: Sequence[str], seconds: float, load: float, seed: int,
+    engine: str, plans: Mapping[str, Sequence[Arrival]], seconds: float, load: float, seed: int,
     say: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
-    """``seconds`` of each trace, of which the first part sets the limits; ``load``: rate of arrivals as a
-    share of what a closed loop gets done."""
-    plans = {name: read_trace(data, name) for name in traces}  # before the engine is started
+    """``seconds`` of each of the ``plans`` by name, of which the first part sets the limits; ``load``: rate
+    of arrivals as a share of what a closed loop gets done."""
     found: dict[str, Any] = {"engine": engine, "load": load, "traces": {}}
-    options = Options(slots=8, context=2048, batch_tokens=256)
+    options = Options(slots=SLOTS, context=2048, batch_tokens=256)
     with serve.start(engine, options, shape=SHAPE) as server:  # type: ignore[arg-type]
         say(f"{engine} serves, started in {server.start_s:.0f} s")
         reader = _Reader(server)
@@ -179,7 +199,7 @@ def _one_trace(
     server: serve.Server, reader: _Reader, name: str, plan: Sequence[Arrival], seconds: float, load: float,
     seed: int, say: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
-    scale, judged = Scale(), _Judged(Detector())
+    scale, judged = SCALE, _Judged(Detector())
     rate = load * _capacity(server, reader, judged, plan, scale, seed)
     arrivals = scaled(plan[: max(30, int(rate * seconds))], rate, scale)
     say(f"{name}: {len(arrivals)} requests at {rate:.2f} a second")
@@ -199,22 +219,23 @@ def _one_trace(
 def _capacity(
     server: serve.Server, reader: _Reader, judged: _Judged, plan: Sequence[Arrival], scale: Scale, seed: int
 ) -> float:
-    """Requests a second in a closed loop with lengths as in the trace."""
+    """Requests a second with lengths as in the trace, from the tokens of a closed loop: of the requests
+    themselves the short ones would end first."""
     lengths = scaled(plan[:400], 1.0, scale)
     closed = [arrival._replace(at_s=0.0) for arrival in lengths]
     replay = Replayed(server, "closed", closed, scale, seed=seed + 1, clients=CLOSED_CLIENTS)
     try:
         settle = time.monotonic() + CLOSED_S / 4
         reader.follow(judged, lambda: replay.running and time.monotonic() < settle)
-        before, begun = len(judged.seen), time.monotonic()
+        before, begun = judged.output_tokens, time.monotonic()
         until = begun + CLOSED_S
         reader.follow(judged, lambda: replay.running and time.monotonic() < until)
-        done = len(judged.seen) - before
-        rate = done / (time.monotonic() - begun)
+        tokens = judged.output_tokens - before
+        rate = tokens / (time.monotonic() - begun) / float(np.mean([a.output for a in lengths]))
         replay.end()
         reader.follow(judged, lambda: replay.running)
     finally:
         replay.stop()
-    if done < 5:
-        raise PrismError("the engine got next to nothing done", f"{done} requests in {CLOSED_S:.0f} s")
+    if tokens < 50:
+        raise PrismError("the engine got next to nothing done", f"{tokens} tokens in {CLOSED_S:.0f} s")
     return rate

@@ -5,10 +5,12 @@ The same arrivals without and with, in turns; figures are those of the clients.
 
 from __future__ import annotations
 
+import math
 import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ import numpy as np
 
 from latencyprism.bench.alerting import WatchProcess
 from latencyprism.bench.forecast import SHAPE
+from latencyprism.bench.guard_plot import Block, svg
 from latencyprism.bench.replayed import Replayed
 from latencyprism.bench.traces import Arrival, Scale
+from latencyprism.errors import PrismError
 from latencyprism.lab import serve
 from latencyprism.lab.generate import Request
 from latencyprism.lab.launch import Options
@@ -47,14 +51,16 @@ def arrivals(seconds: float, seed: int, *, bursts: bool = True) -> list[Arrival]
     return sorted(found)
 
 
-def run(pairs: int, seconds: float, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """``pairs`` times ``seconds`` without and with the guard."""
+def run(
+    pairs: int, seconds: float, seed: int, plot: Path | None, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """``pairs`` times ``seconds`` without and with the guard; ``plot``: an SVG file to write."""
     options = Options(slots=SLOTS, context=2048, batch_tokens=BATCH_TOKENS)
     blocks: dict[str, list[dict[str, Any]]] = {"without": [], "with": []}
+    drawn: list[Block] = []
     with serve.start("vllm", options, shape=SHAPE) as server, tempfile.TemporaryDirectory() as folder:
         say(f"vllm serves, started in {server.start_s:.0f} s")
-        quiet = _replay(server, "quiet", arrivals(QUIET_S, seed, bursts=False), seed + 1000)
-        quiet_ms = float(np.median([ms for r in quiet.requests if (ms := tpot_ms(r)) is not None]))
+        quiet_ms = _quiet_ms(server, seed)
         limit_ms = FACTOR * quiet_ms
         say(f"quiet TPOT {quiet_ms:.1f} ms, limit {limit_ms:.1f} ms")
         file = Path(folder) / "slo.toml"
@@ -70,14 +76,44 @@ def run(pairs: int, seconds: float, seed: int, say: Callable[[str], None]) -> di
                     time.sleep(1.0)
                 finally:
                     watch.close()
-                blocks[name].append({**score(result, limit_ms), **_told(watch)})
-                say(f"{name}: {blocks[name][-1]['violated_share']:.1%} violate")
+                told = _told(watch)
+                blocks[name].append({**score(result, limit_ms), **told})
+                drawn.append(Block(name == "with", _points(result), _limits(watch)))
+                say(f"{name}: {_shown(blocks[name][-1]['violated_share'])} violate")
+    if plot is not None:
+        plot.write_text(svg(drawn, limit_ms), encoding="utf-8")
     return {
-        "limit_ms": round(limit_ms, 2),
-        "quiet_ms": round(quiet_ms, 2),
-        **compare(blocks),
-        "blocks": blocks,
-    }
+        "limit_ms": round(limit_ms, 2), "quiet_ms": round(quiet_ms, 2), **compare(blocks),
+        "plot": None if plot is None else str(plot), "blocks": blocks,
+    }  # fmt: skip
+
+
+def _quiet_ms(server: serve.Server, seed: int) -> float:
+    quiet = _replay(server, "quiet", arrivals(QUIET_S, seed, bursts=False), seed + 1000)
+    known = [ms for r in quiet.requests if (ms := tpot_ms(r)) is not None]
+    if not known:
+        raise PrismError("the engine answered nothing while it was quiet", f"{len(quiet.requests)} were sent")
+    return float(np.median(known))
+
+
+def _points(result: Result) -> list[tuple[int, float]]:
+    """(end of an answer ns, its TPOT ms)"""
+    return [(r.end_ns, ms) for r in result.requests if r.end_ns and (ms := tpot_ms(r)) is not None]
+
+
+def _limits(watch: WatchProcess) -> list[tuple[int, int | None]]:
+    """(when ns, tokens a step that the guard allows; None: all)"""
+    return [
+        (at, entry["tokens"]) for at, entry in list(watch.lines) if "tokens" in entry and _is_order(entry)
+    ]
+
+
+def _is_order(entry: dict[str, Any]) -> bool:
+    return entry.get("event") == "guard" and entry.get("action") == "shape"
+
+
+def _shown(share: float | None) -> str:
+    return "none was judged, so none" if share is None else f"{share:.1%}"
 
 
 def _replay(server: serve.Server, name: str, plan: Sequence[Arrival], seed: int) -> Result:
@@ -136,6 +172,8 @@ def compare(blocks: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     if rates["without"] and rates["with"]:
         lost = round(1.0 - rates["with"] / rates["without"], 4)
     return {
+        "throughput_without": rates["without"],
+        "throughput_with": rates["with"],
         "attainment_without": None if before is None else round(1.0 - before, 4),
         "attainment_with": None if after is None else round(1.0 - after, 4),
         "violations_cut": cut,
@@ -144,14 +182,24 @@ def compare(blocks: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def _told(watch: WatchProcess) -> dict[str, Any]:
-    orders = [entry for _, entry in watch.lines if entry.get("event") == "guard"]
-    effects = [entry for _, entry in watch.lines if entry.get("event") == "guard_effect"]
+    entries = [entry for _, entry in list(watch.lines)]
+    orders = [entry for entry in entries if _is_order(entry) and "tokens" in entry]
+    effects = [e for e in entries if e.get("event") == "guard_effect" and e.get("action") == "shape"]
+    tokens = [entry["tokens"] for entry in orders]
     return {
-        "orders": sum("tokens" in entry for entry in orders),
-        "tokens": [entry["tokens"] for entry in orders if "tokens" in entry],
+        "orders": len(orders),
+        "turns": turns(tokens),
+        "tokens": tokens,
         "estimate": next((entry["estimate"] for entry in orders if entry.get("estimate")), None),
         "effect": effects[-1] if effects else None,
     }
+
+
+def turns(tokens: Sequence[int | None]) -> int:
+    """How often a limit that was lowered was raised or the other way round: many are an oscillation."""
+    values = [math.inf if one is None else float(one) for one in tokens]
+    signs = [after > before for before, after in pairwise(values) if after != before]
+    return sum(one != other for one, other in pairwise(signs))
 
 
 def _quantile(values: Sequence[float], q: float) -> float | None:

@@ -54,11 +54,24 @@ def read_trace(folder: Path, name: str, *, skip: int = 0, most: int = MOST) -> l
             found = list(islice(rows, skip, skip + most))
     except (OSError, EOFError) as error:
         why = getattr(error, "strerror", None) or str(error)
-        raise BadInput(f"cannot read {path}", why, "give the folder of the traces with --data") from None
+        raise BadInput(f"cannot read {path}", why, "give the folder of the traces with --traces") from None
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path} is no trace of this kind", f"{type(error).__name__}: {error}") from None
     if len(found) < 2 or any(b.at_s < a.at_s for a, b in pairwise(found)):
         raise BadInput(f"{path} is no trace of this kind", "it holds no arrivals in order of time")
+    return found
+
+
+def synthetic(count: int, seed: int) -> list[Arrival]:
+    """Where no trace is at hand: arrivals in bursts, prompts and answers log-normal with the medians and
+    spreads of conversations."""
+    rng, at, found = random.Random(seed), 0.0, []
+    hurried = False
+    for _ in range(count):
+        hurried = hurried if rng.random() < 0.9 else not hurried
+        at += rng.expovariate(2.5 if hurried else 0.7)
+        prompt = int(min(max(rng.lognormvariate(6.9, 1.0), 8), 14_000))
+        found.append(Arrival(at, prompt, int(min(max(rng.lognormvariate(5.1, 0.7), 4), 1500))))
     return found
 
 

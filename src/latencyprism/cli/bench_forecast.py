@@ -18,9 +18,11 @@ TRACES = ("azure", "azure-code", "mooncake")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", choices=("vllm", "transformers"), default="vllm", help="default: vllm")
-    parser.add_argument("--data", type=Path, metavar="DIR", required=True, help="folder with the traces")
+    parser.add_argument(
+        "--traces", type=Path, metavar="DIR", help="folder with the traces (default: synthetic arrivals)"
+    )
     parser.add_argument("--trace", action="append", choices=TRACES, help="repeat; default azure, mooncake")
-    add_duration(parser, 120.0, "of each trace (default 120s)")
+    add_duration(parser, 75.0, "of each trace (default 75s)")
     parser.add_argument(
         "--load", type=float, default=0.75, help="share of a closed loop's rate (default .75)"
     )
@@ -31,20 +33,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from latencyprism.bench import forecast
-    from latencyprism.bench.traces import Scale, read_trace, scaled
+    from latencyprism.bench.traces import Arrival, read_trace, scaled, synthetic
 
     if not 0.1 <= args.load <= 2.0:
         raise BadInput("--load must be from .1 to 2")
-    traces = args.trace or ["azure", "mooncake"]
+    if not 10.0 <= args.duration <= 3600.0:
+        raise BadInput("-d must be from 10 s to an hour")
+    if args.trace and args.traces is None:
+        raise BadInput("--trace needs the folder of the traces", remedy="give it with --traces")
+    plans: dict[str, list[Arrival]] = {"synthetic": synthetic(4000, args.seed)}
+    if args.traces is not None:
+        plans = {name: read_trace(args.traces, name) for name in args.trace or ["azure", "mooncake"]}
     result: dict[str, Any]
     if args.simulated:
-        rate = 5.0 * args.load
-        result = {"engine": "simulated", "traces": {}}
-        for name in traces:
-            arrivals = scaled(read_trace(args.data, name, most=int(10 * args.duration)), rate, Scale())
-            result["traces"][name] = forecast.simulate(arrivals, args.seed)
+        result = {"engine": "simulated", "load": args.load, "traces": {}}
+        for name, plan in plans.items():
+            rate = forecast.simulated_rate(plan, args.load)
+            arrivals = scaled(plan[: max(60, int(rate * args.duration))], rate, forecast.SCALE)
+            result["traces"][name] = forecast.simulate(arrivals, args.seed, **forecast.SIMULATED)
     else:
-        result = forecast.run(args.engine, args.data, traces, args.duration, args.load, args.seed, _say)
+        result = forecast.run(args.engine, plans, args.duration, args.load, args.seed, _say)
     print(json.dumps(result) if args.json else "\n".join(_table(result)))
     return 0
 

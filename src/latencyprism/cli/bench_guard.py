@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from latencyprism.cli.options import add_duration
 from latencyprism.errors import BadInput
@@ -17,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", choices=("vllm",), default="vllm", help="default: vllm")
     parser.add_argument("--pairs", type=int, default=2, help="blocks without and with (default 2)")
     add_duration(parser, 45.0, "of a block (default 45s)")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="plot of the run (a new SVG file)")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn at random (default 0)")
     parser.add_argument("--json", action="store_true", help="one JSON object")
 
@@ -26,13 +28,27 @@ def run(args: argparse.Namespace) -> int:
 
     if not 1 <= args.pairs <= 50:
         raise BadInput("--pairs must be from 1 to 50")
-    result = guarding.run(args.pairs, args.duration, args.seed, _say)
+    if not 10.0 <= args.duration <= 600.0:
+        raise BadInput("-d must be from 10 s to 10 min")
+    if args.output is not None:
+        _writable(args.output)
+    result = guarding.run(args.pairs, args.duration, args.seed, args.output, _say)
     if args.json:
         print(json.dumps(result))
     else:
         for name, value in result.items():
             print(f"{name:20} {value}")
     return 0
+
+
+def _writable(path: Path) -> None:
+    """Before minutes are spent on what could then not be kept."""
+    if path.suffix.lower() != ".svg":
+        raise BadInput(f"cannot plot into {path}", "the plot is an SVG", "let the name end in .svg")
+    try:
+        path.open("x").close()
+    except OSError as error:
+        raise BadInput(f"cannot write {path}", error.strerror or str(error)) from None
 
 
 def _say(text: str) -> None:

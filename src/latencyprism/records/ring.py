@@ -25,6 +25,8 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from latencyprism.records.step import NULL
+
 MAGIC = 0x324D53495250_4C  # "LPRISM2"
 SLOT_WORDS = 48
 SLOT_BYTES = SLOT_WORDS * 8
@@ -69,7 +71,7 @@ began more than H_WAKE_GAP_NS after the one before."""
 STATE_EMPTY, STATE_LIVE, STATE_DETACHED, STATE_EXPIRED, STATE_FAILED, STATE_OVER_BUDGET = range(6)
 
 # Kinds of record (word 1).
-KIND_STEP, KIND_WORKER, KIND_SPAN, KIND_REQUEST = 1, 2, 3, 4
+KIND_STEP, KIND_WORKER, KIND_SPAN, KIND_REQUEST, KIND_DECODE = 1, 2, 3, 4, 5
 
 # Payload of KIND_STEP: these Step columns in this order, from word 2 on. kv_usage is parts per million.
 STEP_WIRE: tuple[str, ...] = (
@@ -80,12 +82,22 @@ STEP_WIRE: tuple[str, ...] = (
     "schedule_ns", "execute_ns", "sample_ns", "update_ns", "gap_ns", "gc_ns",
     "output_tokens", "prompt_tokens_done", "finished", "scheduled_at_ns", "self_ns", "self_critical_ns",
 )  # fmt: skip
+STEP_WIRE_WORDS = len(STEP_WIRE)
 STEP_PREFILL, STEP_DECODE, STEP_GAP = map(STEP_WIRE.index, ("prefill_tokens", "decode_tokens", "gap_ns"))
-# self_ns: the probe's own time in the step before, all of it and the part while the engine does not wait.
+# self_ns: the probe's own time since the record before was made, all of it and the part while the engine does
+# not wait.
+# Payload of KIND_DECODE: what is not known beforehand of a step in which each request gets one token.
+DECODE_WIRE: tuple[str, ...] = (
+    "step", "start_ns", "end_ns", "requests", "context_tokens", "running", "waiting", "kv_usage",
+    "scheduled_at_ns", "update_start_ns", "gap_ns", "gc_ns", "output_tokens", "self_ns", "self_critical_ns",
+)  # fmt: skip
+DECODE_WIRE_WORDS = len(DECODE_WIRE)
+DECODE_REQUESTS, DECODE_GAP = map(DECODE_WIRE.index, ("requests", "gap_ns"))
 # Payload of KIND_WORKER: one model execution seen inside a worker process.
 WORKER_WIRE: tuple[str, ...] = (
     "rank", "start_ns", "end_ns", "sample_start_ns", "sample_end_ns", "tokens", "gc_ns", "self_ns",
 )  # fmt: skip
+WORKER_WIRE_WORDS = len(WORKER_WIRE)
 # Payload of KIND_SPAN: one call of a wrapped function, `name` an index into the names given at arming.
 SPAN_WIRE: tuple[str, ...] = ("name", "start_ns", "end_ns", "thread")
 
@@ -100,7 +112,7 @@ CHECK_TRIES = 3
 REQUEST_EVENT_WORDS = 6
 REQUEST_EVENTS_PER_RECORD = (MAX_PAYLOAD_WORDS - 1) // REQUEST_EVENT_WORDS
 # ADDED: arrival_ns, seen by the engine loop at (ns), prompt tokens, tokens it had before the probe came
-# SCHEDULED for the first time: step, cached tokens
+# SCHEDULED for the first time: step, cached tokens, 1 where it gets tokens from this step on
 # TOKENS: from this step on        PAUSED: from this step on, 1 where it was preempted
 # ENDED: last step, seen at (ns), output tokens, reason (index into FINISH_REASONS)
 # UNEVEN: requests take turns; which steps carried which is not told any more (no request)
@@ -249,6 +261,19 @@ class RingReader:
 
     def close(self) -> None:
         self._map.close()
+
+
+def widened(words: tuple[int, ...]) -> tuple[int, ...]:
+    """A KIND_DECODE payload as one of KIND_STEP."""
+    (
+        step, start, end, requests, context, running, waiting, usage, scheduled_at, update_start, gap, gc_ns,
+        outputs, own, critical,
+    ) = words[:DECODE_WIRE_WORDS]  # fmt: skip
+    return (
+        step, start, end, requests, 0, requests, 0, requests, 0, context, 0, 0, NULL, 0, running, waiting,
+        usage, scheduled_at - start, update_start - scheduled_at, NULL, end - update_start, gap, gc_ns,
+        outputs, NULL, 0, scheduled_at, own, critical,
+    )  # fmt: skip
 
 
 def check_word(sequence: int, kind: int, payload: tuple[int, ...]) -> int:

@@ -6,29 +6,27 @@ after, and taken back when the guard ends, however it ends.
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from latencyprism.agent.knobs import KnobOrders
-from latencyprism.errors import PrismError
-from latencyprism.records import Step, Window
+from latencyprism.records import Window
 from latencyprism.sentinel.attendant import Attendant, Raised
 from latencyprism.sentinel.replica_watch import ReplicaWatch
+from latencyprism.sentinel.shield_thread import ShieldThread
 from latencyprism.sentinel.slo_watch import Served, SloWatch
+from latencyprism.slo.effect import Effect
 from latencyprism.slo.readiness import Endpoint, Readiness
 from latencyprism.slo.rules import metrics_text
 from latencyprism.slo.shaping import Shaper
-from latencyprism.slo.shield import Change, Shield, confine, raise_weight
 from latencyprism.timeline.python_source import PythonSource
 
 ACTIONS = ("notify", "ready", "shape", "shield")
 EFFECT_NS = 10_000_000_000
-MEMORY = 50.0
+RENEW_NS = 2_000_000_000
 
 
 @dataclass(frozen=True)
@@ -42,39 +40,19 @@ class GuardOptions:
 
 
 @dataclass
-class Measured:
-    """Steps that carried decodes and prompts together."""
-
-    steps: int = 0
-    step_ms: float = 0.0
-    tokens_per_s: float = 0.0
-
-    def take(self, step: Step) -> None:
-        if not step.decode_tokens or not step.prefill_tokens or step.duration_ns <= 0:
-            return
-        self.steps += 1
-        part = 1.0 / min(self.steps, MEMORY)
-        self.step_ms += (step.duration_ms - self.step_ms) * part
-        self.tokens_per_s += (step.prefill_tokens / step.duration_ns * 1e9 - self.tokens_per_s) * part
-
-    def values(self) -> dict[str, Any] | None:
-        if not self.steps:
-            return None
-        rates = {"step_ms": round(self.step_ms, 2), "prompt_tokens_per_s": round(self.tokens_per_s)}
-        return {"steps": self.steps, **rates}
-
-
-@dataclass
 class _Guarded:
     served: Served
+    effects: dict[str, Effect]
     shaper: Shaper | None = None
     orders: KnobOrders | None = None
     ordered: int | None = None
-    free: Measured = field(default_factory=Measured)
-    shaped: Measured = field(default_factory=Measured)
     told_ns: int = 0
     burning: bool = False
-    shielded: bool = False
+    planned: bool = False
+
+    @property
+    def pid(self) -> int:
+        return self.served.watch.replica.engine_pid
 
 
 class GuardWatch(Attendant):
@@ -91,21 +69,24 @@ class GuardWatch(Attendant):
         self._told: tuple[bool, dict[str, Any], str] = (True, {}, "")
         self.endpoint = Endpoint(options.port, lambda: self._told) if "ready" in options.actions else None
         self._said_port = False
-        self._shields: _ShieldThread | None = None
+        self._shields: ShieldThread | None = None
         if "shield" in options.actions:
-            self._shields = _ShieldThread(options)
+            self._shields = ShieldThread(options.neighbours, dry_run=options.dry_run)
+        self._renewed_ns = 0
 
     # -- the watch ---------------------------------------------------------------------------------
 
     def attached(self, watch: ReplicaWatch) -> None:
         if self.endpoint is not None and not self._said_port:
             self._said_port = True
-            self.emit("guard", action="ready", url=f"http://127.0.0.1:{self.endpoint.port}/ready")
-            self.say(f"readiness at http://127.0.0.1:{self.endpoint.port}/ready")
+            url = f"http://127.0.0.1:{self.endpoint.port}/ready"
+            self.emit("guard", action="ready", state="on", url=url)
+            self.say(f"readiness at {url}")
         served = self._slo.served.get(watch.replica.engine_pid)
         if served is None:
             return
-        guarded = self._guarded[watch.replica.engine_pid] = _Guarded(served)
+        effects = {name: Effect() for name in self.options.actions if name != "notify"}
+        guarded = self._guarded[watch.replica.engine_pid] = _Guarded(served, effects)
         if "shape" in self.options.actions:
             self._begin_shaping(watch, guarded)
 
@@ -113,67 +94,104 @@ class GuardWatch(Attendant):
         source, served = watch.attachment.source, guarded.served
         objective = next((one for one in served.foretold if one.metric == "tpot"), None)
         if objective is None or watch.replica.engine != "vllm" or not isinstance(source, PythonSource):
-            self.say("guard: shaping needs vLLM and a tpot objective; it is left out")
+            text = "shaping needs vLLM and a tpot objective; it is left out"
+            self.emit("guard", action="shape", pid=guarded.pid, state="refused", text=text)
+            self.say(f"guard: {text}")
             return
         guarded.shaper = Shaper(objective.limit_ns / 1e9)
         guarded.orders = KnobOrders(source.engine_session)
 
     def detached(self, watch: ReplicaWatch) -> None:
         # The probe put the knobs back when it went.
-        guarded = self._guarded.pop(watch.replica.engine_pid, None)
-        if guarded is not None and guarded.shaper is not None and guarded.shaper.changes:
-            self._tell_effect(guarded)
-            self.emit("guard", action="shape", pid=watch.replica.engine_pid, state="taken back")
+        guarded = self._guarded.get(watch.replica.engine_pid)
+        if guarded is None or guarded.served.watch is not watch:
+            return
+        del self._guarded[watch.replica.engine_pid]
+        if guarded.ordered is not None:
+            state = "dry run" if self.options.dry_run else "taken back"
+            self.emit("guard", action="shape", pid=guarded.pid, state=state, tokens=None)
+        for action, effect in guarded.effects.items():
+            if effect.after.seen:
+                self._tell_effect(guarded, action)
 
     def window(self, watch: ReplicaWatch, window: Window, alerts: list[Any]) -> None:
         guarded = self._guarded.get(watch.replica.engine_pid)
-        if guarded is None or guarded.shaper is None:
+        if guarded is None:
             return
-        measured = guarded.free if guarded.ordered is None or self.options.dry_run else guarded.shaped
-        for step in window.steps:
-            measured.take(step)
-        if window.steps:
+        expected = dict(list(watch.expected)[-len(window.steps) - 1 :]) if window.steps else {}
+        violated = [guarded.served.violates(request) for request in window.requests]
+        for effect in guarded.effects.values():
+            for step in window.steps:
+                effect.now.step(step, expected.get(step.step))
+            for one in violated:
+                if one is not None:
+                    effect.now.request(one)
+        if window.steps and guarded.shaper is not None:
             self._shape(guarded, guarded.shaper, time.monotonic_ns())
 
     def tick(self, now_ns: int) -> Sequence[Raised]:
         burning, calm = False, True
-        for pid, guarded in self._guarded.items():
+        for guarded in self._guarded.values():
             served = guarded.served
             burns = served.burning(now_ns)
             burning, calm = burning or burns, calm and served.calm(now_ns)
             if burns != guarded.burning and (burns or served.calm(now_ns)):
                 guarded.burning = burns
-                self._notify(pid, burns)
-                if burns and not guarded.shielded and self._shields is not None:
-                    guarded.shielded = True
-                    self._shields.plan(pid)
+                self._notify(guarded)
+            if burns and self._shields is not None and not guarded.planned:
+                guarded.planned = True
+                self._shields.plan(guarded.pid, served.watch.replica.pids)
             if guarded.orders is not None:
-                self._keep(guarded, guarded.orders, now_ns)
+                self._keep(guarded, guarded.orders)
+            if now_ns - guarded.told_ns >= EFFECT_NS:
+                guarded.told_ns = now_ns
+                for action, effect in guarded.effects.items():
+                    if effect.on:
+                        self._tell_effect(guarded, action)
         if self._shields is not None:
-            for values in self._shields.news():
-                self.emit("guard", action="shield", **values)
-                self.say(f"guard: {values['text']}")
+            self._shield_news(self._shields, now_ns)
         if self.endpoint is not None:
             self._answer(now_ns, burning, calm)
         return ()
 
     # -- actions -----------------------------------------------------------------------------------
 
-    def _notify(self, pid: int, burns: bool) -> None:
+    def _notify(self, guarded: _Guarded) -> None:
         if "notify" in self.options.actions:
-            text = "an error budget burns" if burns else "the error budgets are at rest"
-            self.emit("guard", action="notify", pid=pid, text=text)
-            self.say(f"guard: {text} (process {pid})")
+            text = "an error budget burns" if guarded.burning else "the error budgets are at rest"
+            state = "on" if guarded.burning else "taken back"
+            self.emit("guard", action="notify", pid=guarded.pid, state=state, text=text)
+            self.say(f"guard: {text} (process {guarded.pid})")
 
     def _answer(self, now_ns: int, burning: bool, calm: bool) -> None:
         changed = self.readiness.update(now_ns, burning, calm)
         told = self._slo.describe(now_ns)
         ready = self.readiness.ready or self.options.dry_run
         self._told = (ready, {"objectives": told}, metrics_text(told, ready))
-        if changed:
-            values: dict[str, Any] = {"ready": self.readiness.ready, "dry_run": self.options.dry_run}
-            self.emit("guard", action="ready", **values)
-            self.say("guard: ready again" if self.readiness.ready else "guard: not ready, a budget burns")
+        if not changed:
+            return
+        back = self.readiness.ready
+        state = "dry run" if self.options.dry_run else "taken back" if back else "on"
+        self.emit(
+            "guard", action="ready", state=state, ready=back, estimate=None if back else self._no_more()
+        )
+        self.say("guard: ready again" if back else "guard: not ready, a budget burns")
+        for guarded in self._guarded.values():
+            if back:
+                self._end(guarded, "ready")
+            else:
+                self._begin(guarded, "ready")
+
+    def _no_more(self) -> dict[str, Any]:
+        """What becomes of those under way if nothing more comes in: that is what the forecast is about."""
+        found = [g.served.outlook for g in self._guarded.values() if g.served.outlook is not None]
+        requests = sum(outlook.requests for outlook in found)
+        bad = sum((outlook.share or 0.0) * outlook.requests for outlook in found)
+        return {
+            "requests": requests,
+            "waiting": sum(outlook.waiting for outlook in found),
+            "violating": round(bad / requests, 4) if requests else None,
+        }
 
     def _shape(self, guarded: _Guarded, shaper: Shaper, now_ns: int) -> None:
         served, orders = guarded.served, guarded.orders
@@ -181,91 +199,73 @@ class GuardWatch(Attendant):
             return
         pace = served.forecaster.pace
         whole = orders.state().tokens_was or pace.room
-        tokens = shaper.decide(pace, served.outlook.prompt_tokens, whole, now_ns)
+        outlook = served.outlook
+        tokens = shaper.decide(pace, outlook.prompt_tokens, outlook.prompt_reach, whole, now_ns)
         if tokens == guarded.ordered:
             return
         guarded.ordered = tokens
-        if not self.options.dry_run:
-            if tokens is None:
-                orders.release()
-            else:
+        if tokens is None:
+            orders.release()
+            self._end(guarded, "shape")
+        else:
+            if not self.options.dry_run:
                 orders.order(tokens=tokens)
+            self._begin(guarded, "shape")
         estimate = None if tokens is None or shaper.estimate is None else _rounded(shaper.estimate._asdict())
+        state = "dry run" if self.options.dry_run else "taken back" if tokens is None else "on"
         self.emit(
-            "guard", action="shape", pid=served.watch.replica.engine_pid, tokens=tokens, tokens_whole=whole,
-            estimate=estimate, dry_run=self.options.dry_run,
+            "guard", action="shape", pid=guarded.pid, state=state, tokens=tokens, tokens_whole=whole,
+            estimate=estimate,
         )  # fmt: skip
         would = "would allow" if self.options.dry_run else "allows"
         self.say(f"guard: {would} {tokens or whole} tokens a step")
 
-    def _keep(self, guarded: _Guarded, orders: KnobOrders, now_ns: int) -> None:
+    def _keep(self, guarded: _Guarded, orders: KnobOrders) -> None:
         if guarded.ordered is None or self.options.dry_run:
             return
         if orders.refused:
-            self.say("guard: the engine's knobs cannot be turned here; shaping ends")
-            self.emit("guard", action="shape", state="refused")
-            guarded.shaper = guarded.orders = None
+            text = "the engine's knobs cannot be turned here; shaping ends"
+            self.say(f"guard: {text}")
+            self.emit("guard", action="shape", pid=guarded.pid, state="refused", text=text)
+            self._end(guarded, "shape", tell=False)
+            guarded.shaper = guarded.orders = guarded.ordered = None
             return
         orders.renew()
-        if now_ns - guarded.told_ns >= EFFECT_NS:
-            guarded.told_ns = now_ns
-            self._tell_effect(guarded)
 
-    def _tell_effect(self, guarded: _Guarded) -> None:
-        self.emit(
-            "guard_effect", action="shape", pid=guarded.served.watch.replica.engine_pid,
-            before=guarded.free.values(), after=guarded.shaped.values(),
-            changes=guarded.shaper.changes if guarded.shaper is not None else None,
-        )  # fmt: skip
+    def _shield_news(self, shields: ShieldThread, now_ns: int) -> None:
+        for values in shields.news():
+            self.emit("guard", action="shield", **values)
+            self.say(f"guard: {values['text']}")
+            for guarded in self._guarded.values():
+                if values["state"] == "on" and guarded.pid == values["pid"]:
+                    self._begin(guarded, "shield")
+                elif values["state"] == "taken back":
+                    self._end(guarded, "shield")
+        if now_ns - self._renewed_ns >= RENEW_NS:
+            self._renewed_ns = now_ns
+            shields.renew()
+
+    # -- effects -----------------------------------------------------------------------------------
+
+    def _begin(self, guarded: _Guarded, action: str) -> None:
+        if not self.options.dry_run:
+            guarded.effects[action].begin()
+
+    def _end(self, guarded: _Guarded, action: str, *, tell: bool = True) -> None:
+        effect = guarded.effects[action]
+        if effect.on and tell:
+            self._tell_effect(guarded, action)
+        effect.end()
+
+    def _tell_effect(self, guarded: _Guarded, action: str) -> None:
+        values = guarded.effects[action].values()
+        self.emit("guard_effect", action=action, pid=guarded.pid, **values)
 
     def close(self) -> None:
         if self.endpoint is not None:
             self.endpoint.close()
-        if self._shields is not None:
-            self._shields.close()
-
-
-class _ShieldThread:
-    """Control groups are files: changed by a thread of its own."""
-
-    def __init__(self, options: GuardOptions) -> None:
-        self._options = options
-        self._plans: queue.Queue[int | None] = queue.Queue()
-        self._news: queue.Queue[dict[str, Any]] = queue.Queue()
-        self._shield = Shield()
-        self._thread = threading.Thread(target=self._work, daemon=True)
-        self._thread.start()
-
-    def plan(self, pid: int) -> None:
-        self._plans.put(pid)
-
-    def news(self) -> list[dict[str, Any]]:
-        found = []
-        while not self._news.empty():
-            found.append(self._news.get())
-        return found
-
-    def _work(self) -> None:
-        while (pid := self._plans.get()) is not None:
-            try:
-                for change in self._changes(pid):
-                    if not self._options.dry_run:
-                        self._shield.make(change)
-                    text = ("would set " if self._options.dry_run else "set ") + change.text
-                    self._news.put({"pid": pid, "text": text, "dry_run": self._options.dry_run})
-            except (PrismError, OSError, ValueError) as error:
-                self._news.put({"pid": pid, "text": str(error), "state": "refused"})
-
-    def _changes(self, pid: int) -> list[Change]:
-        """Named neighbours are confined; where none is named, the engine's own group gets more weight."""
-        if self._options.neighbours:
-            return [confine(group) for group in self._options.neighbours]
-        return [raise_weight(pid)]
-
-    def close(self) -> None:
-        self._plans.put(None)
-        self._thread.join(10)
-        self._shield.close()
+        if self._shields is not None and self._shields.close():
+            self.emit("guard", action="shield", state="taken back", text="control groups are as they were")
 
 
 def _rounded(values: dict[str, Any]) -> dict[str, Any]:

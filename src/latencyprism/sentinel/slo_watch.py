@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from latencyprism.records import Alert, Window
+from latencyprism.records import Alert, Request, Window
 from latencyprism.records.objective import Objective
 from latencyprism.sentinel.attendant import Attendant, Raised
 from latencyprism.sentinel.replica_watch import ReplicaWatch, utc
@@ -51,6 +51,12 @@ class Served:
 
     def burning(self, now_ns: int) -> bool:
         return any(account.burning(now_ns) for account in self.accounts)
+
+    def violates(self, request: Request) -> bool | None:
+        """Any of its objectives; None: none could be judged."""
+        judged = [account.objective.judge(request) for account in self.accounts]
+        known = [one.violated for one in judged if one is not None]
+        return any(known) if known else None
 
     def calm(self, now_ns: int) -> bool:
         return all(account.calm(now_ns) for account in self.accounts)

@@ -9,7 +9,8 @@ first guess.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from heapq import heapify, heapreplace
+from heapq import heappop, heappush
+from math import ceil
 from typing import NamedTuple
 
 from latencyprism.baseline import StepTime
@@ -24,6 +25,10 @@ SAMPLES_MOST = 60
 FEW_TOKENS = 4
 OPEN_MOST = 4096
 SURE, LIKELY = 0.9, 0.1
+LAID_OUT = 128
+"""Of a longer queue the rest is taken to move as slowly."""
+MEDIAN = 0.35
+"""The n-th of many ends is over by its median when n less this are expected to be."""
 
 
 class Fate(NamedTuple):
@@ -52,6 +57,8 @@ class Outlook(NamedTuple):
     waiting: int
     prompt_tokens: int = 0
     """Of prompts that wait or are under way, as far as they have to be computed."""
+    prompt_reach: float = 0.0
+    """Mean context that one of these tokens attends to."""
 
     @property
     def requests(self) -> int:
@@ -115,14 +122,13 @@ class Forecaster:
             waiting += flight.first_step is None
             fates.append(Fate(flight.request, ttft, tpot, flight.first_token_ns is None))
         if not fates:
-            return Outlook(now_ns, (), None, None, None, waiting, plan.prompt_tokens)
+            return Outlook(now_ns, (), None, None, None, waiting, plan.prompt_tokens, plan.reach)
         chances = [fate.either for fate in fates]
         share = sum(chances) / len(chances)
         low = sum(chance >= SURE for chance in chances) / len(chances)
         high = sum(chance >= LIKELY for chance in chances) / len(chances)
-        return Outlook(
-            now_ns, tuple(fates), share, min(low, share), max(high, share), waiting, plan.prompt_tokens
-        )
+        low, high = min(low, share), max(high, share)
+        return Outlook(now_ns, tuple(fates), share, low, high, waiting, plan.prompt_tokens, plan.reach)
 
     def _opened(self, request: int) -> _Open:
         found = self._open.get(request)
@@ -185,27 +191,34 @@ class _Plan:
         room = max(1, (pace.room or FIRST_ROOM) - decodes)
         total = sum(_prompt(pace, f) for f in prompts)
         self.prompt_tokens = int(total)
+        # A prompt's tokens attend to half of those computed now and to all before them.
+        reach = sum(n * ((f.prompt_tokens or n) - n / 2) for f in prompts for n in (_prompt(pace, f),))
+        self.reach = reach / total if total else 0.0
         chunk = int(min(room, total)) or 1
-        alone, beside = pace.step_s(decodes, 0), pace.step_s(decodes, chunk)
+        alone, beside = pace.step_s(decodes, 0), pace.step_s(decodes, chunk, self.reach)
         self.known = beside is not None
         self.after_s = pace.interval_s or alone or 0.0
         self.beside_s = beside or self.after_s
         self.busy_s = 0.0
         if not self.known:
             return
-        token_s = self.beside_s / chunk
+        self.token_s = self.beside_s / chunk
+        self.alone_s = alone if alone is not None else self.beside_s
         # Those that wait for a slot come in one by one, as they do all the time: that is in the mean pace.
         free = len(prompts) if pace.slots is None else max(pace.slots - decodes, 0)
         soon = sorted(prompts, key=lambda f: f.first_step is None)[:free]
-        self.busy_s = sum(_prompt(pace, f) for f in soon) * token_s
-        self._lay_out(pace, decoding, prompts, token_s)
+        self.busy_s = sum(_prompt(pace, f) for f in soon) * self.token_s
+        self._lay_out(pace, decoding, prompts, chunk)
 
     def _lay_out(
-        self, pace: Pace, decoding: Sequence[UnderWay], prompts: Sequence[UnderWay], token_s: float
+        self, pace: Pace, decoding: Sequence[UnderWay], prompts: Sequence[UnderWay], chunk: int
     ) -> None:
         begun = [f for f in prompts if f.first_step is not None]
         queued = [f for f in prompts if f.first_step is None]
-        free = [self.tokens_s(pace.left_tokens(f.tokens), True) for f in decoding]
+        slots = _Slots(pace.slots, len(decoding) + len(begun))
+        for flight in decoding:
+            slots.taken_until([self.tokens_s(left, True) for left in pace.left_spread(flight.tokens)])
+        answers = [self.tokens_s(left, False) for left in pace.left_spread(0)]
         clock, taken = 0.0, 0
         for flight in begun:
             done = pace.prefilled_since(flight.first_step or 0) - taken
@@ -213,31 +226,56 @@ class _Plan:
             done = min(max(done, 0), int(needed) - 1)
             taken += max(done, 0)
             # A step is under way, too: on average it has half its time to go.
-            clock += max(needed - done, 1) * token_s
+            clock += max(needed - done, 1) * self.token_s
             self.first_token_s[flight.request] = max(clock, self.beside_s / 2)
-            free.append(clock + self.tokens_s(pace.left_tokens(0), False))
-        slots = pace.slots
-        heapify(free)
-        for flight in queued:
-            start = clock
-            limited = slots is not None and len(free) >= slots
-            if limited:
-                start = max(clock, free[0])
-            clock = start + _prompt(pace, flight) * token_s
-            self.first_token_s[flight.request] = max(clock, self.beside_s)
-            end = clock + self.tokens_s(pace.left_tokens(0), False)
-            if limited:
-                heapreplace(free, end)
+            slots.taken_until([clock + answer for answer in answers])
+        extra_s = max(self.beside_s - self.alone_s, 0.0) / chunk
+        for place, flight in enumerate(queued):
+            prompt = _prompt(pace, flight)
+            if place >= LAID_OUT:
+                clock += clock / place  # as slowly as those before it
+                self.first_token_s[flight.request] = clock
+                continue
+            free_s = slots.free()
+            if free_s > clock:
+                # It has its first steps for itself.
+                clock = free_s + self.alone_s * ceil(prompt / max(chunk, pace.room)) + prompt * extra_s
             else:
-                free.append(end)
-                if slots is not None:
-                    heapify(free)
+                clock += prompt * self.token_s
+            self.first_token_s[flight.request] = max(clock, self.beside_s)
+            slots.taken_until([clock + answer for answer in answers])
 
     def tokens_s(self, tokens: float, now: bool) -> float:
         """How long so many tokens take: beside the prompts that are there, if they begin ``now``, and at the
         mean pace of late after that."""
         beside = min(tokens, self.busy_s / self.beside_s) if now and self.beside_s else 0.0
         return beside * self.beside_s + (tokens - beside) * self.after_s
+
+
+class _Slots:
+    """When slots become free, from the spread of the times at which those that hold one may end: the next is
+    free when half a one is expected to be, then when one and a half are, and so on."""
+
+    def __init__(self, slots: int | None, taken: int) -> None:
+        self._free = None if slots is None else slots - taken
+        self._ends: list[tuple[float, float]] = []
+        self._ended, self._asked, self._now = 0.0, 0, 0.0
+
+    def taken_until(self, times_s: Sequence[float]) -> None:
+        if self._free is not None:
+            for time_s in times_s:
+                heappush(self._ends, (time_s, 1.0 / len(times_s)))
+
+    def free(self) -> float:
+        """Seconds until the next one is; it is taken then."""
+        if self._free is None or self._free > 0:
+            self._free = None if self._free is None else self._free - 1
+            return 0.0
+        self._asked += 1
+        while self._ends and self._ended < self._asked - MEDIAN:
+            self._now, weight = heappop(self._ends)
+            self._ended += weight
+        return self._now
 
 
 def _prompt(pace: Pace, flight: UnderWay) -> float:

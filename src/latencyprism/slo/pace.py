@@ -10,6 +10,7 @@ from math import exp, log
 from latencyprism.baseline import StepTime, work_of
 from latencyprism.records.request import Request
 from latencyprism.records.step import Step
+from latencyprism.slo.prefill_cost import PrefillCost
 
 MEMORY_S = 5.0
 SPEED_STEPS = 30.0
@@ -20,6 +21,7 @@ STEPS_KEPT = 4096
 BREAK_S = 0.25
 FIRST_LENGTH = 64
 FIRST_ROOM = 256
+SPREAD = 8
 
 
 class Pace:
@@ -35,9 +37,12 @@ class Pace:
         self.interval_s = 0.0
         """Mean time from step to step, lately."""
         self.gap_s = 0.0
+        self.decodes = 0.0
+        """Mean number of decodes a step, lately."""
         self.cached = 0.0
         """Share of prompts that was found in the prefix cache, lately."""
         self._speed = 0.0
+        self._prompts = PrefillCost()
         self._reach = 0.0
         self._done: deque[tuple[int, int]] = deque(maxlen=STEPS_KEPT)
         self._total = 0
@@ -54,6 +59,7 @@ class Pace:
             if 0 < interval < BREAK_S + step.duration_ns / 1e9:
                 share = min(1.0, interval / MEMORY_S) if self.interval_s else 1.0
                 self.interval_s += (interval - self.interval_s) * share
+                self.decodes += (decode - self.decodes) * share
                 gap = max(0.0, (step.start_ns - before.end_ns) / 1e9)
                 self.gap_s += (min(gap, 0.02) - self.gap_s) * 0.02
         self.room = max(self.room, prefill + decode) if prefill else self.room
@@ -61,18 +67,42 @@ class Pace:
             reach = (step.attention_work or 0) / prefill
             self._reach += (reach - self._reach) * 0.1
         spare = prefill + decode < 0.9 * self.room
-        if step.waiting and step.running and (spare or step.running > (self.slots or step.running)):
-            self.slots = step.running
+        if before is not None and spare and step.requests:
+            # Running and waiting are those after a step: of what waited then, was any left behind now?
+            admitted = step.requests - (before.running or 0)
+            if (before.waiting or 0) > max(admitted, 0):
+                self.slots = step.requests
         self._learn_speed(step)
 
     def _learn_speed(self, step: Step) -> None:
-        work = work_of(step)
-        found = self.model.expect_work(work) if work is not None else None
-        if found is None or found.ms <= 0 or step.duration_ns <= 0:
+        """How fast the machine is now, from steps without prompts; what prompts cost, at its usual speed."""
+        prefill, decode = step.prefill_tokens or 0, step.decode_tokens or 0
+        base = self._decode_ms(step, decode)
+        if base is None or step.duration_ns <= 0:
             return
-        off = log(step.duration_ms / found.ms)
-        off = max(-FAR, min(FAR, off))
-        self._speed += (off - self._speed) / SPEED_STEPS
+        if prefill:
+            usual_ms = step.duration_ms / exp(self._speed)
+            self._prompts.take(prefill, step.attention_work or 0, usual_ms, base)
+        elif decode:
+            off = log(step.duration_ms / base)
+            self._speed += (max(-FAR, min(FAR, off)) - self._speed) / SPEED_STEPS
+
+    def _decode_ms(self, like: Step, decode: int) -> float | None:
+        """Of a step without prompts at the machine's usual speed."""
+        decode = max(decode, 1)
+        work = work_of(
+            like._replace(
+                prefill_tokens=0, decode_tokens=decode, decode_requests=decode, prefill_requests=0,
+                requests=decode, attention_work=0,
+            )
+        )  # fmt: skip
+        found = self.model.expect_work(work) if work is not None else None
+        return found.ms if found is not None and found.ms > 0 else None
+
+    def _work_ms(self, like: Step, decode: int, prefill: int, attention: float) -> float | None:
+        base = self._decode_ms(like, decode)
+        extra = self._prompts.ms(prefill, attention)
+        return None if base is None or extra is None else base + extra
 
     def ended(self, request: Request) -> None:
         outputs = request.output_tokens
@@ -96,6 +126,19 @@ class Pace:
             return max(1.0, 0.3 * had)
         return float(max(1, ranked[(place + len(ranked)) // 2] - had))
 
+    def left_spread(self, had: int) -> list[float]:
+        """``SPREAD`` equally probable values of the tokens still to come for one that has had so many."""
+        if not self._ranked:
+            self._ranked = sorted(self._lengths)
+        ranked = self._ranked
+        parts = [(n + 0.5) / SPREAD for n in range(SPREAD)]
+        place = bisect_right(ranked, had)
+        known = len(ranked) - place
+        if len(ranked) < 5 or known < 3:
+            middle = self.left_tokens(had)
+            return [max(1.0, -middle * log(1.0 - part) / log(2.0)) for part in parts]
+        return [float(max(1, ranked[place + int(part * known)] - had)) for part in parts]
+
     def prefilled_since(self, step: int) -> int:
         """Prompt tokens computed in the steps from this one on."""
         for number, total in self._done:
@@ -112,20 +155,14 @@ class Pace:
             before = total
         return 0
 
-    def step_s(self, decode: int, prefill: int) -> float | None:
-        """What a step with so much work should take now, with the gap before it; None: nothing is known."""
+    def step_s(self, decode: int, prefill: int, reach: float | None = None) -> float | None:
+        """What a step with so much work should take now, with the gap before it; None: nothing is known.
+        ``reach``: mean context that a token of the prompts attends to (default: as of late)."""
         like = self.last
         if like is None:
             return None
-        context = like.context_tokens
-        work = work_of(
-            like._replace(
-                prefill_tokens=prefill, decode_tokens=decode, decode_requests=decode,
-                prefill_requests=1 if prefill else 0, requests=decode + bool(prefill),
-                context_tokens=context, attention_work=int(prefill * self._reach),
-            )
-        )  # fmt: skip
-        found = self.model.expect_work(work) if work is not None else None
-        if found is None or found.ms <= 0:
+        attention = prefill * (self._reach if reach is None else reach)
+        found = self._work_ms(like, decode, prefill, attention)
+        if found is None:
             return self.interval_s or None
-        return found.ms * exp(self._speed) / 1e3 + self.gap_s
+        return found * exp(self._speed) / 1e3 + self.gap_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from typing import NamedTuple
 
 from latencyprism.slo.pace import Pace
@@ -12,8 +13,8 @@ AIM = 0.8
 LEAST_SHARE, LEAST_CHUNK = 1 / 32, 16
 SLOWEST_PROMPTS = 0.35
 """Prompts keep at least this part of the tokens a second that whole chunks would give them."""
-CHANGE, PAUSE_NS = 0.25, 1_000_000_000
-CALM_NS = 15_000_000_000
+CHANGE, LOWER_NS, RAISE_NS = 0.25, 1_000_000_000, 5_000_000_000
+CALM_NS = 60_000_000_000
 GRAIN = 8
 
 
@@ -30,8 +31,8 @@ class Estimate(NamedTuple):
 @dataclass
 class Shaper:
     """``decide`` gives the limit of tokens a step, None: none is needed. Calm in both directions: a change of
-    less than ``CHANGE`` is not made, none sooner than a second after the last, and a limit is lifted only
-    after it was not needed for ``CALM_NS``."""
+    less than ``CHANGE`` is not made, none sooner than ``LOWER_NS`` or ``RAISE_NS`` after the last, and a limit
+    is lifted only after it was not needed for ``CALM_NS``."""
 
     tpot_limit_s: float
     tokens: int | None = None
@@ -40,53 +41,58 @@ class Shaper:
     _changed_ns: int = 0
     _needed_ns: int = 0
 
-    def decide(self, pace: Pace, prompts: int, whole: int, now_ns: int) -> int | None:
-        """``prompts``: tokens of prompts that wait or are under way; ``whole``: what the engine allows itself
-        a step."""
-        wanted = self._wanted(pace, prompts, whole)
+    def decide(self, pace: Pace, prompts: int, reach: float, whole: int, now_ns: int) -> int | None:
+        """``prompts``: tokens of prompts that wait or are under way, ``reach``: mean context that they attend
+        to; ``whole``: what the engine allows itself a step."""
+        wanted = self._wanted(pace, prompts, reach, whole)
         if wanted is not None:
             self._needed_ns = now_ns
-        if now_ns - self._changed_ns < PAUSE_NS:
-            return self.tokens
-        if wanted is None:
-            if self.tokens is not None and now_ns - self._needed_ns >= CALM_NS:
+        since_ns = now_ns - self._changed_ns
+        if self.tokens is None:
+            if wanted is not None and since_ns >= LOWER_NS:
+                self._set(wanted, now_ns)
+        elif wanted is None:
+            if now_ns - self._needed_ns >= CALM_NS:
                 self._set(None, now_ns)
-        elif self.tokens is None or abs(wanted - self.tokens) >= CHANGE * self.tokens:
-            self._set(wanted, now_ns)
+        elif abs(wanted - self.tokens) >= CHANGE * self.tokens:
+            if since_ns >= (LOWER_NS if wanted < self.tokens else RAISE_NS):
+                self._set(wanted, now_ns)
         return self.tokens
 
     def _set(self, tokens: int | None, now_ns: int) -> None:
         self.tokens, self._changed_ns = tokens, now_ns
         self.changes += 1
 
-    def _wanted(self, pace: Pace, prompts: int, whole: int) -> int | None:
+    def _wanted(self, pace: Pace, prompts: int, reach: float, whole: int) -> int | None:
         last = pace.last
-        decodes = (last.decode_tokens or 0) if last is not None else 0
-        if not decodes or prompts <= 0:
+        now = (last.decode_tokens or 0) if last is not None else 0
+        # Answers that come now and then are not to be met by a step that was begun without them.
+        decodes = max(now, ceil(pace.decodes - 0.1))
+        if decodes <= 0 or prompts <= 0:
             return None
         full = max(min(whole - decodes, prompts), 1)
-        before_s = pace.step_s(decodes, full)
+        before_s = pace.step_s(decodes, full, reach)
         if before_s is None or before_s <= AIM * self.tpot_limit_s:
             return None
         least = max(LEAST_CHUNK, int(whole * LEAST_SHARE))
-        chunk = self._largest(pace, decodes, least, full)
+        chunk = self._largest(pace, decodes, least, full, reach)
         rate_before = full / before_s
         while chunk < full:
-            after_s = pace.step_s(decodes, chunk) or before_s
+            after_s = pace.step_s(decodes, chunk, reach) or before_s
             if chunk / after_s >= SLOWEST_PROMPTS * rate_before:
                 self.estimate = Estimate(chunk, after_s * 1e3, before_s * 1e3, chunk / after_s, rate_before)
                 return decodes + chunk
             chunk = min(full, max(chunk + GRAIN, int(chunk * 1.25)))
         return None
 
-    def _largest(self, pace: Pace, decodes: int, least: int, full: int) -> int:
+    def _largest(self, pace: Pace, decodes: int, least: int, full: int, reach: float) -> int:
         """Largest chunk whose step is expected to be short enough; ``least`` where none is."""
         low, high = least, full
         if low >= high:
             return full
         while high - low > GRAIN:
             middle = (low + high) // 2
-            found = pace.step_s(decodes, middle)
+            found = pace.step_s(decodes, middle, reach)
             if found is not None and found <= AIM * self.tpot_limit_s:
                 low = middle
             else:

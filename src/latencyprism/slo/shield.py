@@ -4,8 +4,11 @@ when the watch is killed."""
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -17,15 +20,19 @@ RAISE, WEIGHT_MOST, SHARES_MOST = 4, 10_000, 262_144
 CONFINED_CPUS = 0.25
 LEAST_QUOTA_US = 1_000
 MOST_CHANGES = 8
+LEASE_S = 30.0
+"""Changes are put back when ``Shield.renew`` was not called for so long."""
 
 
 class Change(NamedTuple):
-    """One file of a control group: what it says, what it shall say, in words what that does."""
+    """One file of a control group: what it says, what it shall say, in words what that does, and what may be
+    expected of it (figures)."""
 
     path: Path
     before: str
     after: str
     text: str
+    estimate: dict[str, float | None]
 
 
 def raise_weight(pid: int) -> Change:
@@ -40,17 +47,56 @@ def raise_weight(pid: int) -> Change:
     if not before.isdigit():
         raise PrismError(f"cannot shield process {pid}", f"{path} says {before[:40]!r}")
     after = min(int(before) * RAISE, most)
-    return Change(path, before, str(after), f"{path.name} of its group from {before} to {after}")
+    others = sum(_weights(folder, path))
+    estimate: dict[str, float | None] = {
+        "share_before": round(int(before) / (int(before) + others), 4),
+        "share": round(after / (after + others), 4),
+    }
+    return Change(path, before, str(after), f"{path.name} of its group from {before} to {after}", estimate)
 
 
-def confine(group: Path, cpus: float = CONFINED_CPUS) -> Change:
-    """At most so many CPUs for a named group; never more than it had."""
+def _weights(folder: Path, path: Path) -> list[int]:
+    """What it competes with where all want the CPU: groups beside this one, and processes of the group above,
+    of which each has the weight of a group, as many as there are CPUs."""
+    found = []
+    for other in folder.parent.iterdir():
+        if other != folder and (other / path.name).is_file():
+            text = _read(other / path.name)
+            found += [int(text)] if text.isdigit() else []
+    loose = len(_read(folder.parent / "cgroup.procs").split())
+    usual = 100 if path.name == "cpu.weight" else 1024
+    return found + [usual] * min(loose, os.cpu_count() or 1)
+
+
+def confine(group: Path, pids: Sequence[int] = (), cpus: float = CONFINED_CPUS) -> Change:
+    """At most so many CPUs for a named group; never more than it had. BadInput where one of ``pids``, the
+    engine's own processes, is in it."""
+    if not group.is_absolute():
+        raise BadInput(f"{group} is no control group", "give its absolute folder")
+    group = group.resolve()
     quota, period, path = _quota(group)
+    inside = [pid for pid in pids if _holds(group, pid)]
+    if inside:
+        why = f"process {inside[0]} of the engine is in it"
+        raise BadInput(f"{group} is not confined", why, "name the group of another")
     wanted = max(int(cpus * period), LEAST_QUOTA_US)
     before = _read(path)
     after = wanted if quota is None else min(quota, wanted)
     text = f"{group} confined to {after / period:.2f} CPUs"
-    return Change(path, before, f"{after} {period}" if path.name == "cpu.max" else str(after), text)
+    estimate: dict[str, float | None] = {
+        "cpus_before": None if quota is None else round(quota / period, 3),
+        "cpus": round(after / period, 3),
+    }
+    return Change(path, before, f"{after} {period}" if path.name == "cpu.max" else str(after), text, estimate)
+
+
+def _holds(group: Path, pid: int) -> bool:
+    try:
+        folder, _ = group_of(pid)
+    except PrismError:
+        return False  # in the root group, or gone
+    folder = folder.resolve()
+    return folder == group or group in folder.parents
 
 
 def group_of(pid: int) -> tuple[Path, int]:
@@ -71,16 +117,17 @@ def group_of(pid: int) -> tuple[Path, int]:
 
 
 def _quota(group: Path) -> tuple[int | None, int, Path]:
-    """(microseconds a period, period, the file that sets them)."""
-    if ".." in group.parts or not group.is_absolute():
-        raise BadInput(f"{group} is no control group", "give its absolute folder")
-    if (group / "cpu.max").exists():
-        quota, _, period = _read(group / "cpu.max").partition(" ")
-        return (None if quota == "max" else int(quota)), int(period or 100_000), group / "cpu.max"
-    if (group / "cpu.cfs_quota_us").exists():
-        quota, period = _read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")
-        return (None if int(quota) < 0 else int(quota)), int(period), group / "cpu.cfs_quota_us"
-    raise BadInput(f"{group} is no control group", "it has neither cpu.max nor cpu.cfs_quota_us")
+    """(microseconds a period or None, period, the file that sets them)."""
+    path = next((group / name for name in ("cpu.max", "cpu.cfs_quota_us") if (group / name).is_file()), None)
+    if path is None:
+        raise BadInput(f"{group} is no control group", "it has neither cpu.max nor cpu.cfs_quota_us")
+    if path.name == "cpu.max":
+        quota, _, period = _read(path).partition(" ")
+    else:
+        quota, period = _read(path), _read(group / "cpu.cfs_period_us")
+    if not period.isdigit() or not int(period) or not (quota in ("max", "-1") or quota.isdigit()):
+        raise PrismError(f"cannot confine {group}", f"{path.name} says {_read(path)[:40]!r}")
+    return (int(quota) if quota.isdigit() else None), int(period), path
 
 
 def _read(path: Path) -> str:
@@ -91,11 +138,12 @@ def _read(path: Path) -> str:
 
 
 class Shield:
-    """Makes changes and keeps a process that puts them back when ``close`` is called or this one ends in any
-    way."""
+    """Makes changes and keeps a process that puts them back when ``close`` is called, when ``renew`` was not
+    for ``LEASE_S``, or when this one ends in any way."""
 
     def __init__(self) -> None:
         self._keeper: subprocess.Popen[str] | None = None
+        self._lapsed = False
         self.made: list[Change] = []
 
     def make(self, change: Change) -> None:
@@ -105,7 +153,11 @@ class Shield:
         if len(self.made) >= MOST_CHANGES:
             raise PrismError("no more changes to control groups are made", f"{MOST_CHANGES} were")
         # Whoever puts it back knows of it before it is made.
-        self._keep(change)
+        try:
+            self._keep(change)
+        except OSError:
+            why = "the process that puts control groups back has ended"
+            raise PrismError("no changes to control groups are made", why) from None
         try:
             change.path.write_text(change.after)
         except OSError as error:
@@ -116,14 +168,26 @@ class Shield:
         if self._keeper is None:
             script = str(files("latencyprism.slo").joinpath("undo_keeper.py"))
             self._keeper = subprocess.Popen(
-                [sys.executable, "-I", "-S", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                text=True, start_new_session=True,
+                [sys.executable, "-I", "-S", script, str(LEASE_S)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
             )  # fmt: skip
         assert self._keeper.stdin is not None and self._keeper.stdout is not None
         self._keeper.stdin.write(json.dumps([str(change.path), change.after, change.before]) + "\n")
         self._keeper.stdin.flush()
         if self._keeper.stdout.readline() != "kept\n":
-            raise PrismError("the process that puts control groups back has ended")
+            raise BrokenPipeError
+
+    def renew(self) -> bool:
+        """False: its lease ran out, everything is as it was."""
+        if self._lapsed or self._keeper is None:
+            return not self._lapsed
+        try:
+            assert self._keeper.stdin is not None
+            self._keeper.stdin.write("\n")
+            self._keeper.stdin.flush()
+        except OSError:
+            self.made, self._lapsed = [], True
+        return not self._lapsed
 
     def close(self) -> None:
         """Everything is as it was when this returns."""
@@ -131,6 +195,7 @@ class Shield:
         self.made = []
         if keeper is not None:
             assert keeper.stdin is not None and keeper.stdout is not None
-            keeper.stdin.close()
+            with suppress(OSError):  # it has ended, with its work done
+                keeper.stdin.close()
             keeper.stdout.close()
             keeper.wait(10)
