@@ -52,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="net.delay: seconds before and after in which it passes everything on at once (default 0)",
     )
+    parser.add_argument("--device", type=int, default=0, metavar="N", help="xpu.*: number of the device")
+    parser.add_argument(
+        "--allow-device-settings",
+        action="store_true",
+        help="xpu.clock, xpu.power: change it, and put it back",
+    )
     parser.add_argument("--i-know", action="store_true", help="disturb a process that this one did not start")
     parser.add_argument("--scenario", metavar="FILE", help="disturb as a TOML file says; see the manual page")
     parser.add_argument("--list", action="store_true", dest="catalogue", help="show the causes and end")
@@ -85,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
         model=args.model,
         prompt_tokens=args.prompt_tokens,
         lead_s=args.lead_s,
+        device=args.device,
+        allow_device_settings=args.allow_device_settings,
     )
 
     def leave(_number: int, _frame: FrameType | None) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from latencyprism.errors import BadInput
-from latencyprism.inject import burners, crowding, holders, traffic, within
+from latencyprism.inject import burners, crowding, devices, holders, traffic, within
 from latencyprism.inject.injection import Injection, Plan
 from latencyprism.inject.request import Request
 from latencyprism.inject.target import look
@@ -156,6 +156,32 @@ CATALOGUE: dict[str, Entry] = {
             1.0,
             traffic.prefix_cache_lost,
         ),
+        *(
+            Entry(
+                f"xpu.{kind}",
+                f"another process on NVIDIA device --device that {what}",
+                "slow-down aimed at, up to 1: two tenants that are busy at once have half of the device each",
+                0.5,
+                devices.tenant(kind),
+            )
+            for kind, what in (
+                ("contention", "computes on every multiprocessor"),
+                ("memory_bandwidth", "copies within its memory"),
+                ("pcie", "copies from and to pinned memory of the host"),
+                ("link", "copies to the next device"),
+                ("allocator", "allocates and frees its memory"),
+            )
+        ),
+        *(
+            Entry(
+                f"xpu.{kind}",
+                f"NVIDIA device --device gets {what}, which is put back; only with --allow-device-settings",
+                f"{SLOW_DOWN}, where the target computes all the time",
+                0.5,
+                devices.setting(kind),
+            )
+            for kind, what in (("clock", "a lower highest clock"), ("power", "a lower power limit"))
+        ),
     )
 }
 
@@ -176,6 +202,8 @@ def start(
     model: str | None = None,
     prompt_tokens: int = 1024,
     lead_s: float = 0.0,
+    device: int = 0,
+    allow_device_settings: bool = False,
 ) -> Injection:
     """Begins to disturb process ``pid``; use as ``with start(...) as injection:``.
 
@@ -213,5 +241,7 @@ def start(
         model=model,
         prompt_tokens=prompt_tokens,
         lead_s=lead_s,
+        device=device,
+        allow_device_settings=allow_device_settings,
     )
     return Injection(cause, pid, duration_s, entry.plan(request))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from latencyprism.host.cgroup import directories, find_cpu_mount, parse_membership
 from latencyprism.host.held import read_once
+from latencyprism.xpu.library import LibraryMissing, open_library
 
 Missing = Callable[[], str | None]
 """Why it cannot work here, in words; None where nothing is known against it."""
@@ -62,10 +63,15 @@ def device_missing() -> str | None:
     """Why no kernel can be run on an NVIDIA device here."""
     if not Path("/dev/nvidiactl").exists():
         return "there is no NVIDIA device (/dev/nvidiactl)"
+    try:
+        open_library(("libcuda.so.1",), "NVIDIA's driver library")
+    except LibraryMissing as error:
+        return str(error)
     return None
 
 
 _PYTHON = "a target in Python, and the right to attach to it"
+_DEVICE = "an NVIDIA device and its driver's library"
 _URL = "--url of the engine on this machine"
 
 NEEDS: dict[str, Need] = {
@@ -86,4 +92,11 @@ NEEDS: dict[str, Need] = {
     "workload.long_prompt": Need(_URL, _nothing),
     "workload.preemption": Need(f"{_URL}; an engine that preempts and counts it", _nothing),
     "workload.prefix_cache_lost": Need(f"{_URL}; an engine with a prefix cache", _nothing),
+    "xpu.contention": Need(_DEVICE, device_missing),
+    "xpu.memory_bandwidth": Need(_DEVICE, device_missing),
+    "xpu.pcie": Need(_DEVICE, device_missing),
+    "xpu.link": Need("two NVIDIA devices", device_missing),
+    "xpu.allocator": Need(f"{_DEVICE}; 2 GiB free on it", device_missing),
+    "xpu.clock": Need(f"{_DEVICE}; root, and --allow-device-settings", device_missing),
+    "xpu.power": Need(f"{_DEVICE}; root, and --allow-device-settings", device_missing),
 }

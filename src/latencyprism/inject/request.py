@@ -24,6 +24,8 @@ class Request:
     model: str | None = None
     prompt_tokens: int = 1024
     lead_s: float = 0.0
+    device: int = 0
+    allow_device_settings: bool = False
 
     def until_ns(self) -> int:
         """CLOCK_MONOTONIC moment at which everything must have ended."""

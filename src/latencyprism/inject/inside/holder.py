@@ -7,9 +7,10 @@ that no signal to a process group reaches both.
 
 ``kind``: ``stop`` sends SIGSTOP for ``stop_ns`` every ``every_ns`` through ``pidfd``; ``group`` puts the
 process into the control group ``directory`` until the end, then back into ``home``; ``narrow`` lets all its
-threads run on ``cpus`` alone for ``narrow_ns`` every ``every_ns``, then where each was allowed before.
+threads run on ``cpus`` alone for ``narrow_ns`` every ``every_ns``, then where each was allowed before;
+``clock`` and ``power`` lower an NVIDIA device's highest clock or power limit to ``left`` of what it was.
 
-One JSON line per stop, per stay in the group, and at the end of narrowing.
+One JSON line per stop, per stay in the group, and at the end of narrowing and of a setting.
 """
 
 from __future__ import annotations
@@ -154,6 +155,69 @@ class Narrow:
         say(begun_ns=begun_ns, ended_ns=time.monotonic_ns(), waited_ns=waited_ns, rounds=rounds)
 
 
+class Setting:
+    """Of ``device``, by the management library, which does not tell locked clocks: back means unlocked."""
+
+    def __init__(self, spec: Spec) -> None:
+        import ctypes  # dear to load, and for nobody else
+
+        self.c, self.kind, self.left = ctypes, spec["kind"], spec["left"]
+        self.lib, self.handle = ctypes.CDLL(spec["library"]), ctypes.c_void_p()
+        self.must("nvmlInit_v2")
+        self.must("nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(spec["device"]), ctypes.byref(self.handle))
+        self.before = self.limit()
+
+    def must(self, name: str, *arguments: Any) -> None:
+        code = getattr(self.lib, name)(*arguments)
+        if code:
+            raise OSError(code, f"{name} says {code}")
+
+    def number(self, name: str, *arguments: Any) -> int:
+        value = self.c.c_uint()
+        self.must(name, self.handle, *arguments, self.c.byref(value))
+        return int(value.value)
+
+    def limit(self) -> int:
+        """The highest clock in MHz, or the power limit in mW."""
+        if self.kind == "clock":
+            return self.number("nvmlDeviceGetMaxClockInfo", self.c.c_int(1))
+        return self.number("nvmlDeviceGetPowerManagementLimit")
+
+    def set(self, value: int) -> None:
+        if self.kind == "clock":
+            least = self.c.c_uint(min(210, value))
+            self.must("nvmlDeviceSetGpuLockedClocks", self.handle, least, self.c.c_uint(value))
+        else:
+            self.must("nvmlDeviceSetPowerManagementLimit", self.handle, self.c.c_uint(value))
+
+    def now(self) -> int:
+        if self.kind == "clock":
+            return self.number("nvmlDeviceGetClockInfo", self.c.c_int(1))
+        return self.limit()
+
+    def undo(self) -> None:
+        with contextlib.suppress(OSError):
+            if self.kind == "clock":
+                self.must("nvmlDeviceResetGpuLockedClocks", self.handle)
+            else:
+                self.set(self.before)
+
+    def act(self, bounds: Bounds) -> None:
+        asked = int(self.before * self.left)
+        begun_ns = time.monotonic_ns()
+        self.set(asked)
+        bounds.wait_until(bounds.until_ns - 20_000_000)
+        now, unit = self.now(), "MHz" if self.kind == "clock" else "mW"
+        say(
+            begun_ns=begun_ns,
+            ended_ns=time.monotonic_ns(),
+            before=self.before,
+            now=now,
+            asked=asked,
+            unit=unit,
+        )
+
+
 class Bounds:
     def __init__(self, until_ns: int, keeper: int) -> None:
         self.until_ns, self.keeper = until_ns, keeper
@@ -172,15 +236,24 @@ class Bounds:
                 return False
 
 
+Harm = Stop | Group | Narrow | Setting
+KINDS: dict[str, type[Stop] | type[Group] | type[Narrow] | type[Setting]] = {
+    "stop": Stop,
+    "group": Group,
+    "narrow": Narrow,
+    "clock": Setting,
+    "power": Setting,
+}
+
+
 def say(**fields: object) -> None:
     """Never blocks: a full pipe must not keep a target stopped."""
     with contextlib.suppress(OSError):
         os.write(1, (json.dumps(fields) + "\n").encode())
 
 
-def act(spec: Spec, keeper: int) -> None:
+def act(spec: Spec, harm: Harm, keeper: int) -> None:
     os.setsid()
-    harm = KINDS[spec["kind"]](spec)
 
     def leave(_number: int, _frame: FrameType | None) -> None:
         raise SystemExit(0)
@@ -194,9 +267,8 @@ def act(spec: Spec, keeper: int) -> None:
         harm.undo()
 
 
-def keep(spec: Spec, actor: int) -> None:
+def keep(spec: Spec, harm: Harm, actor: int) -> None:
     """Waits for the actor, a second longer than it may take, then undoes."""
-    harm = KINDS[spec["kind"]](spec)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
@@ -210,21 +282,23 @@ def keep(spec: Spec, actor: int) -> None:
         harm.undo()
 
 
-KINDS: dict[str, type[Stop] | type[Group] | type[Narrow]] = {"stop": Stop, "group": Group, "narrow": Narrow}
-
-
 def main() -> None:
     spec = json.loads(sys.argv[1])
     os.set_blocking(1, False)
     with contextlib.suppress(OSError):
         # To be on time although the machine is busy; it sleeps nearly always.
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(2))
+    try:
+        harm = KINDS[spec["kind"]](spec)
+    except (OSError, AttributeError) as error:  # a library that is not there, or that refuses
+        say(error=str(error)[:300])
+        return
     keeper = os.getpid()
     actor = os.fork()
     if actor == 0:
-        act(spec, keeper)
+        act(spec, harm, keeper)
     else:
-        keep(spec, actor)
+        keep(spec, harm, actor)
 
 
 if __name__ == "__main__":
