@@ -38,7 +38,7 @@ def learned(steps: list[Step]) -> Habit:
     return habit
 
 
-def test_prices_of_tokens_are_found_and_one_in_ten_is_long() -> None:
+def test_prices_of_tokens_are_found_and_few_are_long() -> None:
     rng = np.random.default_rng(1)
     steps = []
     for number in range(256):
@@ -107,6 +107,11 @@ def test_the_probe_wakes_for_what_the_watch_calls_long(
     words[ring.H_WAKE_BASE_NS : ring.H_WAKE_GAP_NS + 1] = usual[:4]
     assert worth_waking(words, ring.KIND_STEP, values) == usual.long(seen)
     assert not worth_waking(words, ring.KIND_WORKER, values)
+    if decode is not None and prefill == 0:
+        short = [0] * ring.DECODE_WIRE_WORDS
+        short[1:3], short[ring.DECODE_REQUESTS] = values[1:3], decode
+        short[ring.DECODE_GAP] = values[ring.STEP_GAP]
+        assert worth_waking(words, ring.KIND_DECODE, short) == usual.long(seen)
     words[ring.H_WAITING] = ring.WAKE_EACH
     assert worth_waking(words, ring.KIND_WORKER, values)
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from latencyprism.records import Step, Usual
 
 KEPT, LEAST = 256, 64
-LONG_SHARE = 0.1
+LONG_SHARE = 0.05
 """Of usual steps, so many are called long."""
 RESTLESS, MEMORY = 0.4, 1 / 16
 """From this share of long ones among the last few on, every step is looked at."""

@@ -33,7 +33,7 @@ NEIGHBOURS_PERIOD_S, NEIGHBOURS_CALM_S = 1.0, 3.0
 """Who else burns CPU: while a capture is under way, and else."""
 LEASE_PERIOD_S = 0.5
 SEARCH_PERIOD_S = 1.0
-MAX_SLEEP_S = 0.05
+MAX_SLEEP_S = 0.1
 """Steps as usual are looked at this late at most; a long one wakes us."""
 
 
