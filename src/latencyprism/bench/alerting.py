@@ -30,7 +30,7 @@ from latencyprism.lab.profiles import profile
 
 LEARN_S = 40.0
 MATCH_S = 1.5
-ATTACH_S = 60.0
+ATTACH_S = END_S = 60.0
 
 
 class WatchProcess:
@@ -44,7 +44,7 @@ class WatchProcess:
         )  # fmt: skip
         self.lines: list[tuple[int, dict[str, Any]]] = []
         self._attached: queue.Queue[bool] = queue.Queue()
-        self.watched_s = 0.0
+        self.watched_s = self.ended_in_s = 0.0
         threading.Thread(target=self._read, daemon=True).start()
         if not self._attached.get(timeout=ATTACH_S):
             raise PrismError("the watch did not attach")
@@ -78,12 +78,18 @@ class WatchProcess:
         return float("nan")
 
     def close(self) -> dict[str, Any]:
-        """Ends the watch as Ctrl-C would; its last line."""
+        """Ends the watch as Ctrl-C would; its last line, empty where it did not end in a minute."""
         self._process.terminate()
         self.watched_s = time.monotonic() - self._begun
-        self._process.wait(60)
+        try:
+            self._process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self.ended_in_s = round(time.monotonic() - self._begun - self.watched_s, 1)
         self._folder.cleanup()
-        return self.lines[-1][1] if self.lines else {}
+        last = self.lines[-1][1] if self.lines else {}
+        return last if last.get("event") == "ended" else {}
 
 
 def run(engine: str, stops: int, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
@@ -108,7 +114,7 @@ def run(engine: str, stops: int, seed: int, say: Callable[[str], None]) -> dict[
                 last = watch.close()
     result = _score(watch, truth, quiet_until, stops_until, neighbour, target)
     usage |= per_step(usage["watcher_cpu_share"], last.get("steps"), watch.watched_s)
-    return {"engine": engine, **result, **usage, "ended": last}
+    return {"engine": engine, **result, **usage, "ended_in_s": watch.ended_in_s, "ended": last}
 
 
 def _learn(watch: WatchProcess, say: Callable[[str], None]) -> dict[str, Any]:

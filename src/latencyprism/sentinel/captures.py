@@ -11,13 +11,14 @@ from latencyprism.errors import PrismError
 from latencyprism.recorder.trigger import PER_HOUR as ASKED_PER_HOUR
 from latencyprism.recorder.trigger import Asked, Occasion, WhenToCapture
 from latencyprism.records import Alert
-from latencyprism.sentinel.incident_capture import IncidentCapture
+from latencyprism.sentinel.incident_capture import LEAVE_S, IncidentCapture
 from latencyprism.sentinel.replica_watch import ReplicaWatch
 from latencyprism.sentinel.sinks import JsonLines
 
 INCIDENT_QUIET_S = 10.0
 PER_HOUR = {"evidence": 6, "page": 30}
 EVIDENCE_AFTER_STEPS = 500
+LEAST_S = 1.0
 
 
 class Captures:
@@ -121,10 +122,11 @@ class Captures:
 
     def abandon(self, watch: ReplicaWatch) -> None:
         """The watch of this replica ends: write what there is. Waits."""
+        until = time.monotonic() + LEAVE_S
         for capture in [c for c in self.under_way if c.watch is watch]:
             self.under_way.remove(capture)
             known = capture.verdict
-            capture.abandon()
+            capture.abandon(max(LEAST_S, until - time.monotonic()))
             try:
                 if capture.verdict is not None and known is None:
                     self._say_verdict(capture)

@@ -19,6 +19,8 @@ from latencyprism.timeline.clocks import Timeline, read_machine_clocks, wall_clo
 BEFORE_S, AFTER_S = 30.0, 5.0
 DRAIN_PERIOD_NS = 250_000_000
 FINISH = "latencyprism.sentinel.finish:finish"
+LEAVE_S = 20.0
+"""When a watch ends, all captures under way together may take so long."""
 
 
 class IncidentCapture:
@@ -83,13 +85,13 @@ class IncidentCapture:
         if now_ns >= self.until_ns:
             self._write()
 
-    def abandon(self) -> None:
+    def abandon(self, within_s: float = LEAVE_S) -> None:
         """The watch ends: stop the probes; write what there is if the deep window was still open. Waits."""
         if self._job is None:
             self.until_ns = min(self.until_ns, time.monotonic_ns())
             self._write()
         assert self._job is not None
-        self.result = self._job.wait(20.0)
+        self.result = self._job.wait(within_s)
         self.verdict = self._job.verdict
         if self.result is None:
             self._job.close()
