@@ -142,6 +142,21 @@ class Tenant:
                 del sys.modules[name]
 
 
+OPTIMISED = 1  # CO_OPTIMIZED: a function's frame, whose locals are no dictionary of their own
+
+
+def locals_of(frame):
+    """A frame's locals. Up to 3.12 looking makes a dictionary that stays with the frame and keeps what it
+    names: it is emptied, unless the target's own code holds it."""
+    seen = frame.f_locals
+    if type(seen) is not dict or not frame.f_code.co_flags & OPTIMISED:
+        return seen
+    found = dict(seen)
+    if sys.getrefcount(seen) <= 3:  # the frame's, ours, and the call's
+        seen.clear()
+    return found
+
+
 def last_line(error):
     line, trace = 0, error.__traceback__
     while trace is not None:

@@ -2,7 +2,7 @@
 should have been awaited."""
 
 # [cut
-from latencyprism.inject.tenant.base import W_COUNT, Cannot, gc, now_ns, sys, time
+from latencyprism.inject.tenant.base import W_COUNT, Cannot, gc, locals_of, now_ns, sys, time
 
 # cut]
 
@@ -26,7 +26,7 @@ def find():
     found = {}
     for frame in list(sys._current_frames().values()):
         while frame is not None:
-            for value in list(frame.f_locals.values()):
+            for value in list(locals_of(frame).values()):
                 for each in (value, getattr(value, "_loop", None)):
                     if running(each):
                         found[id(each)] = each

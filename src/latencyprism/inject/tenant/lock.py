@@ -6,7 +6,7 @@ that locks held in another order elsewhere are no dead end.
 """
 
 # [cut
-from latencyprism.inject.tenant.base import W_COUNT, Cannot, _thread, now_ns, sys, time
+from latencyprism.inject.tenant.base import W_COUNT, Cannot, _thread, locals_of, now_ns, sys, time
 
 # cut]
 
@@ -42,7 +42,7 @@ def find():
     for frame in frames():
         if frame.f_globals.get("__name__", "").partition(".")[0] in MACHINERY:
             continue
-        for name, value in list(frame.f_locals.items()):
+        for name, value in list(locals_of(frame).items()):
             inside = getattr(value, "__dict__", None)
             inside = inside if type(inside) is dict and not isinstance(value, type(sys)) else {}
             for key, each in [(name, value), *list(inside.items())]:
@@ -54,23 +54,26 @@ def find():
     return found
 
 
-def positions():
-    """Where each other thread is: {thread: (frame, instruction)}."""
+def positions(known):
+    """Where each other thread is that may wait for a lock: {thread: (frame, instruction)}. ``known``: what
+    was found out of code before."""
     own = _thread.get_ident()
     return {
         ident: (id(frame), frame.f_lasti)
         for ident, frame in sys._current_frames().items()
-        if ident != own and holds_lock(frame)
+        if ident != own and sees_lock(frame, known)
     }
 
 
-def holds_lock(frame):
+def sees_lock(frame, known):
     """Whether this frame is one that waits for locks: of a queue, of the log, or with one in its sight."""
     if frame.f_globals.get("__name__") in ("queue", "logging"):
         return True
-    owner = frame.f_locals.get("self")
-    inside = getattr(owner, "__dict__", {})
-    return any(isinstance(value, TYPES) for value in list(inside.values()))
+    if frame.f_code not in known:
+        inside = getattr(locals_of(frame).get("self"), "__dict__", None)
+        values = list(inside.values()) if type(inside) is dict else ()
+        known[frame.f_code] = any(isinstance(value, TYPES) for value in values)
+    return known[frame.f_code]
 
 
 def harm(tenant):
@@ -78,11 +81,14 @@ def harm(tenant):
     if not locks:
         raise Cannot("no thread at work has a lock or a queue in sight")
 
+    known = {}
+    tenant.undo.append(known.clear)
+
     def take():
         return [lock for lock in locks if lock.acquire(True, PATIENCE_S)]
 
     def work():
-        idle = positions()
+        idle = positions(known)
         held = take()
         tenant.words[W_COUNT] = max(tenant.words[W_COUNT], len(held))
         began = now_ns()
@@ -90,7 +96,7 @@ def harm(tenant):
         try:
             while held and waited < HOLD_NS and now_ns() - began < MOST_NS and not tenant.over():
                 time.sleep(LOOK_EVERY_S)
-                now, here = now_ns(), positions()
+                now, here = now_ns(), positions(known)
                 # Who stood there before the locks were taken waits for something else.
                 if any(before.get(one) == at and idle.get(one) != at for one, at in here.items()):
                     waited += now - looked
