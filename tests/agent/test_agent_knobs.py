@@ -20,15 +20,18 @@ S = 1_000_000_000
 class Setting:
     """Probe and watcher over one header, with a clock of their own."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch | None = None, **scheduler: Any) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch | None = None, config: Any = None, **scheduler: Any
+    ) -> None:
+        config = {} if config is None else config
         self.words = [0] * 64
         self.notices: list[str] = []
         self.now = S
         self.probe = SimpleNamespace(words=self.words, undo=[], say=self.notices.append)
         self.knobs = Knobs(self.probe)
         self.scheduler = SimpleNamespace(**{
-            "max_num_scheduled_tokens": 1024, "max_num_running_reqs": 16, "running": [],
-            "scheduler_config": SimpleNamespace(enable_chunked_prefill=True), **scheduler,
+            "max_num_scheduled_tokens": 1024, "max_num_running_reqs": 16, "running": [], "waiting": [],
+            "scheduler_config": SimpleNamespace(enable_chunked_prefill=True, **config), **scheduler,
         })  # fmt: skip
         header = SimpleNamespace(header=self.words.__getitem__, set_header=self.words.__setitem__)
         self.orders = KnobOrders(SimpleNamespace(ring=header))  # type: ignore[arg-type]
@@ -123,6 +126,50 @@ def test_where_it_would_do_harm_it_is_refused_and_said(
     assert here.orders.refused and said in here.notices[0]
     here.orders.renew()
     assert here.look(1) == before and len(here.notices) == 1
+
+
+def prompt(tokens: int, computed: int = 0) -> SimpleNamespace:
+    return SimpleNamespace(num_prompt_tokens=tokens, num_computed_tokens=computed)
+
+
+def test_long_prompts_share_and_leave_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Setting(monkeypatch, {"long_prefill_token_threshold": 0})
+    config = here.scheduler.scheduler_config
+    here.scheduler.running = [prompt(50, 60), prompt(50, 70), prompt(1500, 400)]
+    here.orders.order(tokens=100, room=16)
+    assert here.look()[0] == 116
+    assert config.long_prefill_token_threshold == 116 - 2 - 16  # one long prompt, two that decode
+    here.scheduler.waiting = [prompt(12), prompt(900), prompt(900)]
+    here.look()
+    assert config.long_prefill_token_threshold == (116 - 2 - 16) // 3 == here.orders.state().prompt
+    here.scheduler.running, here.scheduler.waiting = [prompt(50, 60)] * 3, []
+    here.look()
+    assert config.long_prefill_token_threshold == 0 and here.orders.state().prompt is None
+    here.scheduler.waiting = [prompt(900)] * 500
+    here.look()
+    assert config.long_prefill_token_threshold == (116 - 3 - 16) // 8
+    here.orders.release()
+    assert here.look(0.001)[0] == 1024 and config.long_prefill_token_threshold == 0
+
+
+def test_an_engine_with_a_limit_for_long_prompts_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Setting(monkeypatch, {"long_prefill_token_threshold": 40})
+    config = here.scheduler.scheduler_config
+    here.scheduler.running = [prompt(1500, 400)]
+    here.orders.order(tokens=100, room=16)
+    here.look()
+    assert config.long_prefill_token_threshold == 40
+    here.orders.order(tokens=30, room=16)
+    here.look()
+    assert config.long_prefill_token_threshold == 30
+    assert here.look(9)[0] == 1024 and config.long_prefill_token_threshold == 40
+
+
+def test_without_such_a_limit_in_the_engine_no_room_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Setting(monkeypatch)
+    here.scheduler.running = [prompt(1500, 400)]
+    here.orders.order(tokens=100, room=16)
+    assert here.look()[0] == 100 and here.orders.state().prompt is None
 
 
 def test_drafts_keep_their_room(monkeypatch: pytest.MonkeyPatch) -> None:

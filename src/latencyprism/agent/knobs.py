@@ -20,6 +20,8 @@ class KnobState(NamedTuple):
     sequences: int | None
     sequences_was: int | None
     done: int
+    prompt: int | None = None
+    """Tokens a step that one long prompt gets now; None: as many as there are."""
 
 
 class KnobOrders:
@@ -30,8 +32,9 @@ class KnobOrders:
         self._number = 0
         self._held = False
 
-    def order(self, *, tokens: int | None = None, sequences: int | None = None) -> int:
-        """At most so many tokens a step, sequences at once (None: as it was). The same again is harmless.
+    def order(self, *, tokens: int | None = None, sequences: int | None = None, room: int = 0) -> int:
+        """At most so many tokens a step, sequences at once (None: as it was). ``room``: so many tokens more,
+        which long prompts leave to others, where the engine can limit them. The same again is harmless.
         Its number, which ``state`` tells as ``done`` once it was carried out, with the next step."""
         for value in (tokens, sequences):
             if value is not None and not 0 < value < 1 << 31:
@@ -39,6 +42,7 @@ class KnobOrders:
         header = self._session.ring
         header.set_header(ring.H_KNOB_TOKENS, tokens or 0)
         header.set_header(ring.H_KNOB_SEQUENCES, sequences or 0)
+        header.set_header(ring.H_KNOB_ROOM, max(room, 0) if tokens else 0)
         self._held = True
         self._give()
         return self._number
@@ -80,4 +84,5 @@ class KnobOrders:
             ring.H_KNOB_SEQUENCES_WAS,
         )
         tokens, tokens_was, sequences, sequences_was = (header(word) or None for word in words)
-        return KnobState(tokens, tokens_was, sequences, sequences_was, done)
+        prompt = header(ring.H_KNOB_PROMPT_NOW) or None
+        return KnobState(tokens, tokens_was, sequences, sequences_was, done, prompt)

@@ -40,6 +40,7 @@ H_CHECKED, H_UNRINGED, H_NESTED, H_READINGS_OFF, H_BUDGET_PPM, H_SHARE_PPM = ran
 H_KNOB_ORDER, H_KNOB_UNTIL_NS, H_KNOB_TOKENS, H_KNOB_SEQUENCES, H_KNOB_DONE = range(24, 29)
 H_KNOB_TOKENS_NOW, H_KNOB_TOKENS_WAS, H_KNOB_SEQUENCES_NOW, H_KNOB_SEQUENCES_WAS = range(29, 33)
 H_WAKE_BASE_NS, H_WAKE_DECODE_NS, H_WAKE_PREFILL_NS, H_WAKE_GAP_NS = range(33, 37)
+H_KNOB_ROOM, H_KNOB_PROMPT_NOW, H_KNOB_PROMPT_WAS = range(37, 40)
 H_HEADS, H_THREADS, MAX_RINGS = 64, 80, 16
 MESSAGE_OFFSET, MESSAGE_BYTES = 1024, 2048
 NAMES_OFFSET, NAMES_BYTES = 3072, 1024
@@ -59,7 +60,8 @@ order of the bits, at NAMES_OFFSET. The first watcher of an attach sets the budg
 until the next attach.
 H_KNOB_ORDER: number of the watcher's order to the engine's knobs, 0: none, also set by the probe when it has
 ended; it holds until H_KNOB_UNTIL_NS; H_KNOB_DONE: the last one carried out, negative: it was refused; the
-knobs as asked for (0: leave), as they are now, as they were."""
+knobs as asked for (0: leave), as they are now, as they were. H_KNOB_ROOM: prompt tokens of a step that long
+prompts leave to others (0: none), by a limit for each of them (H_KNOB_PROMPT_NOW, 0: no limit)."""
 
 COMMAND_NONE, COMMAND_DETACH = 0, 1
 

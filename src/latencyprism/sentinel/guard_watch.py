@@ -27,6 +27,8 @@ from latencyprism.timeline.python_source import PythonSource
 ACTIONS = ("notify", "ready", "shape", "shield")
 EFFECT_NS = 10_000_000_000
 RENEW_NS = 2_000_000_000
+ROOM_TOKENS = 16
+"""Of a step, for short prompts: else they would wait behind all of the long ones, as chunks are small now."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,7 @@ class GuardWatch(Attendant):
             self._end(guarded, "shape")
         else:
             if not self.options.dry_run:
-                orders.order(tokens=tokens)
+                orders.order(tokens=tokens, room=ROOM_TOKENS)
             self._begin(guarded, "shape")
         estimate = None if tokens is None or shaper.estimate is None else _rounded(shaper.estimate._asdict())
         state = "dry run" if self.options.dry_run else "taken back" if tokens is None else "on"

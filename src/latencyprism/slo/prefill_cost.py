@@ -33,7 +33,7 @@ class PrefillCost:
         return bool(self._sizes)
 
     def take(self, tokens: int, attention: int, step_ms: float, base_ms: float) -> None:
-        """``attention``: sum over tokens of the context they attend to; ``base_ms``: the step without them."""
+        """``attention``: sum over tokens of the context they attend to; ``base_ms``: a step without them."""
         if tokens <= 0 or not isfinite(step_ms) or not isfinite(base_ms) or step_ms <= 0:
             return
         kept = self._sizes.setdefault(tokens.bit_length(), deque(maxlen=KEPT))

@@ -31,8 +31,8 @@ class Estimate(NamedTuple):
 @dataclass
 class Shaper:
     """``decide`` gives the limit of tokens a step, None: none is needed. Calm in both directions: a change of
-    less than ``CHANGE`` is not made, none sooner than ``LOWER_NS`` or ``RAISE_NS`` after the last, and a limit
-    is lifted only after it was not needed for ``CALM_NS``."""
+    less than ``CHANGE`` is not made, none sooner than ``LOWER_NS`` or ``RAISE_NS`` after the last, and a
+    limit is lifted only after it was not needed for ``CALM_NS``."""
 
     tpot_limit_s: float
     tokens: int | None = None
@@ -54,9 +54,10 @@ class Shaper:
         elif wanted is None:
             if now_ns - self._needed_ns >= CALM_NS:
                 self._set(None, now_ns)
-        elif abs(wanted - self.tokens) >= CHANGE * self.tokens:
-            if since_ns >= (LOWER_NS if wanted < self.tokens else RAISE_NS):
-                self._set(wanted, now_ns)
+        elif abs(wanted - self.tokens) >= CHANGE * self.tokens and (
+            since_ns >= (LOWER_NS if wanted < self.tokens else RAISE_NS)
+        ):
+            self._set(wanted, now_ns)
         return self.tokens
 
     def _set(self, tokens: int | None, now_ns: int) -> None:

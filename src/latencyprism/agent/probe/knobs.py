@@ -1,5 +1,5 @@
-"""Two of vLLM's own knobs, turned down on the watcher's order and back again: most tokens of a step, most
-sequences that run.
+"""Three of vLLM's own knobs, turned down on the watcher's order and back again: most tokens of a step, most
+sequences that run, most tokens of one long prompt in a step.
 
 Only ever lowered: the engine's buffers are as large as it was started with. An order holds until a time of
 its own, ends with the probe, and is taken back where nobody else has set the knob meanwhile. Values are set
@@ -11,6 +11,9 @@ from latencyprism.agent.probe.prelude import now_ns
 from latencyprism.records.ring import (
     H_KNOB_DONE,
     H_KNOB_ORDER,
+    H_KNOB_PROMPT_NOW,
+    H_KNOB_PROMPT_WAS,
+    H_KNOB_ROOM,
     H_KNOB_SEQUENCES,
     H_KNOB_SEQUENCES_NOW,
     H_KNOB_SEQUENCES_WAS,
@@ -23,7 +26,8 @@ from latencyprism.records.ring import (
 # cut]
 
 TOKENS, SEQUENCES = "max_num_scheduled_tokens", "max_num_running_reqs"
-LEAST_TOKENS = 16
+PROMPT = "long_prefill_token_threshold"
+LEAST_TOKENS, LEAST_PROMPT, WAITING_SEEN = 16, 4, 8
 """Tokens of a step that prompts keep beside one for each running sequence (more where it drafts)."""
 
 
@@ -33,7 +37,7 @@ class Knobs:
     def __init__(self, probe):
         self.probe, self.words = probe, probe.words
         self.scheduler = None
-        self.was, self.now = {}, {}
+        self.was, self.now, self.holders = {}, {}, {}
         self.each = 1
         probe.undo.append(self.restore)
 
@@ -51,11 +55,30 @@ class Knobs:
             words[H_KNOB_ORDER] = 0
             return
         running = len(scheduler.running)
+        room = words[H_KNOB_ROOM] if PROMPT in self.was else 0
         # A scheduler with more running than it may have stops at an assertion of its own.
-        self.turn(TOKENS, words[H_KNOB_TOKENS], running * self.each + LEAST_TOKENS)
+        asked = words[H_KNOB_TOKENS]
+        self.turn(TOKENS, asked + room if asked > 0 else 0, running * self.each + LEAST_TOKENS)
         self.turn(SEQUENCES, words[H_KNOB_SEQUENCES], max(running, 1))
+        if PROMPT in self.was:
+            self.turn(PROMPT, self.share(scheduler, room) if room > 0 else 0, LEAST_PROMPT)
+            words[H_KNOB_PROMPT_NOW] = self.now[PROMPT]
         words[H_KNOB_TOKENS_NOW], words[H_KNOB_SEQUENCES_NOW] = self.now[TOKENS], self.now[SEQUENCES]
         words[H_KNOB_DONE] = order
+
+    def share(self, scheduler, room):
+        """What each long prompt may have of a step, so that all of them leave ``room``; 0: there is none."""
+        long, prefilling = 0, 0
+        for request in scheduler.running:
+            left = request.num_prompt_tokens - request.num_computed_tokens
+            prefilling += left > 0
+            long += left > room
+        for number, request in enumerate(scheduler.waiting):
+            if number == WAITING_SEEN:
+                break
+            long += request.num_prompt_tokens > room
+        decodes = (len(scheduler.running) - prefilling) * self.each
+        return max((self.now[TOKENS] - decodes - room) // long, LEAST_PROMPT) if long else 0
 
     def take(self, scheduler):
         """Note what the knobs were. False: they must not be touched here."""
@@ -73,15 +96,21 @@ class Knobs:
         if getattr(scheduler, "max_num_encoder_input_tokens", 0):
             self.probe.say("knobs left alone: images are not split into chunks")
             return False
+        each_prompt = getattr(config, PROMPT, None)
+        if type(each_prompt) is int and each_prompt >= 0 and hasattr(scheduler, "waiting"):
+            was[PROMPT] = self.words[H_KNOB_PROMPT_WAS] = each_prompt
+        self.holders = {PROMPT: config}
         self.scheduler, self.was, self.now, self.each = scheduler, was, dict(was), 1 + drafts
         self.words[H_KNOB_TOKENS_WAS], self.words[H_KNOB_SEQUENCES_WAS] = was[TOKENS], was[SEQUENCES]
         return True
 
     def turn(self, name, asked, least):
-        was = self.was[name]
-        value = min(was, max(asked, least)) if asked > 0 else was
-        if value != self.now[name] and getattr(self.scheduler, name) == self.now[name]:
-            setattr(self.scheduler, name, value)
+        was, holder = self.was[name], self.holders.get(name, self.scheduler)
+        value = max(asked, least) if asked > 0 else was
+        if was > 0:  # 0: no limit
+            value = min(value, was)
+        if value != self.now[name] and getattr(holder, name) == self.now[name]:
+            setattr(holder, name, value)
             self.now[name] = value
 
     def restore(self):
@@ -90,9 +119,9 @@ class Knobs:
         if scheduler is None:
             return
         for name, was in self.was.items():
-            if getattr(scheduler, name) == self.now[name]:
-                setattr(scheduler, name, was)
-        self.words[H_KNOB_TOKENS_NOW], self.words[H_KNOB_SEQUENCES_NOW] = (
-            self.was[TOKENS],
-            self.was[SEQUENCES],
-        )
+            holder = self.holders.get(name, scheduler)
+            if getattr(holder, name) == self.now[name]:
+                setattr(holder, name, was)
+        words = self.words
+        words[H_KNOB_TOKENS_NOW], words[H_KNOB_SEQUENCES_NOW] = self.was[TOKENS], self.was[SEQUENCES]
+        words[H_KNOB_PROMPT_NOW] = self.was.get(PROMPT, 0)
