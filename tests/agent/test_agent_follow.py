@@ -56,7 +56,7 @@ class Engine:
         self.records: list[Request] = []
         self.ends: list[int] = []
         self.sums = Sums()
-        self.kept = 0
+        self.kept = self.steady = 0
 
     def emit(self, kind: int, values: Iterable[int]) -> None:
         assert kind == ring.KIND_REQUEST
@@ -126,14 +126,21 @@ class Engine:
         prefills: list[tuple[str, int, int, bool]] = []
         work = compose(scheduled, again, prefills)
         noted: list[tuple[str, int, int, bool]] = []
-        kept, without = self.sums.compose(
-            scheduled, again, self.number, len(self.running), self.requests, noted
-        )
+        running = len(self.running)
+        context = self.sums.goes_on(scheduled, again, self.number, running)
+        kept, without = (running, 0, running, 0, running, 0, context, 0, 0), 0
+        if context < 0:
+            kept, without = self.sums.compose(scheduled, again, self.number, running, self.requests, noted)
+        self.steady += context >= 0
+        calm = context >= 0 and self.follower.calm == running
         assert kept == work and sorted(noted) == sorted(prefills)
         self.kept += without is not None
         tokened = len(tokens_of) - (without or 0)
         start = self.now
-        self.follower.follow(scheduled, self.number, start, self.updated, work, prefills, resumed)
+        if not calm:  # else there is nothing to follow
+            self.follower.follow(scheduled, self.number, start, self.updated, work, prefills, resumed)
+        elif self.follower.log.words:
+            self.follower.log.flush_when_due(self.number, False)
         self.finish_step(tokens_of, start)
         assert without is None or tokened == self.tokened
 
@@ -141,7 +148,7 @@ class Engine:
 
     def preempt(self, request: Truth) -> None:
         if self.follower.sees_preemption:
-            self.follower.paused.append(request.request_id)
+            self.follower.pause(request.request_id)
         self.sums.preempted(request)
         request.preemptions += 1
         request.num_computed_tokens = 0
@@ -238,6 +245,7 @@ def test_sums_are_kept_where_they_can_be() -> None:
     engine = Engine(5, sees_preemption=True, leaves_out=False)
     run(engine, [(20, 40)] * 12)
     assert engine.sums.trusted and engine.kept > 0.8 * engine.number
+    assert engine.steady > 0.25 * engine.number
 
 
 def test_wrong_sums_are_noticed_and_not_used_again() -> None:

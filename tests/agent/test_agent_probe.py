@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,84 @@ print(json.dumps({"same": same, "new_names": sorted(set(a[6]) - set(b[6]) - name
     assert step["schedule_ns"] + step["execute_ns"] + step["update_ns"] == step["end_ns"] - step["start_ns"]
     assert workers[0][0] == 3 and workers[0][5] == 51
     assert reader.header(ring.H_ERRORS) == 0 and reader.header(ring.H_STATE) == ring.STATE_DETACHED
+
+
+STEADY = """
+for name in "xyz":
+    s.requests[name] = Obj(request_id=name, num_prompt_tokens=9, num_computed_tokens=9, _output_token_ids=[1])
+s.running = list(s.requests.values())
+HOSTILE = 0
+class Total(int):
+    def __index__(self): print("asked"); return 3
+def schedule(self, throttle=False):
+    self.n += 1
+    for r in self.running: r.num_computed_tokens += 1
+    computed = [r.num_computed_tokens - 1 for r in self.running]
+    return Obj(num_scheduled_tokens=dict.fromkeys("xyz", 1),
+        total_num_scheduled_tokens=Total(3) if HOSTILE else 3, scheduled_new_reqs=[],
+        scheduled_cached_reqs=Obj(req_ids=list("xyz"), resumed_req_ids=set(), num_computed_tokens=computed,
+            num_output_tokens=[1, 1, 1]),
+        scheduled_spec_decode_tokens={}, finished_req_ids=set())
+Scheduler.schedule = schedule
+def go(times):
+    for _ in range(times):
+        so = s.schedule(); s.get_grammar_bitmask(so)
+        s.update_from_output(so, Obj(sampled_token_ids=[[1], [1], [1]]))
+exec(BOOT, globals())
+"""
+
+
+def steps_of(reader: ring.RingReader) -> list[dict[str, int]]:
+    found = []
+    for record in reader.read():
+        if record.kind in (ring.KIND_STEP, ring.KIND_DECODE):
+            words = record.words if record.kind == ring.KIND_STEP else ring.widened(record.words)
+            found.append({**dict(zip(ring.STEP_WIRE, words)), "short": int(record.kind == ring.KIND_DECODE)})
+    return found
+
+
+def test_steps_in_which_all_decode_are_told_in_short_and_say_the_same(tmp_path: Path) -> None:
+    reader, _ = run_target(tmp_path, STEADY + "s.n = 10\ngo(12)\n")
+    steps = steps_of(reader)
+    assert [step["step"] for step in steps] == list(range(12))
+    assert [step["short"] for step in steps] == [0] + [1] * 11
+    for number, step in enumerate(steps):
+        assert step["context_tokens"] == 3 * (9 + number + 1)
+        assert (
+            step["decode_tokens"] == step["decode_requests"] == step["requests"] == step["output_tokens"] == 3
+        )
+        assert not any(
+            step[name] for name in ("prefill_tokens", "prefill_requests", "draft_tokens", "finished")
+        )
+        assert step["accepted_tokens"] == step["sample_ns"] == NULL and step["preempted"] == 0
+        parts = step["schedule_ns"] + step["execute_ns"] + step["update_ns"]
+        assert parts == step["end_ns"] - step["start_ns"] and step["running"] == 3
+    for before, step in pairwise(steps):
+        assert step["gap_ns"] == step["start_ns"] - before["end_ns"] and step["self_ns"] > 0
+        assert 0 < step["self_critical_ns"] < step["self_ns"] or step is steps[1]
+    assert reader.header(ring.H_COST_STEPS) >= 8 and reader.header(ring.H_ERRORS) == 0
+
+
+def test_a_total_that_is_no_plain_integer_is_not_asked_to_be_one(tmp_path: Path) -> None:
+    reader, _ = run_target(tmp_path, STEADY + "s.n, HOSTILE = 10, 1\ngo(6)\n")
+    assert [step["context_tokens"] for step in steps_of(reader)] == [3 * (10 + n) for n in range(6)]
+
+
+def test_child_forked_between_two_short_records_is_silent(tmp_path: Path) -> None:
+    reader, _ = run_target(
+        tmp_path,
+        STEADY
+        + """
+s.n = 10
+go(4)
+if os.fork() == 0:
+    go(3)
+    os._exit("_latencyprism_probe" in sys.modules)
+assert os.wait()[1] == 0
+go(1)
+""",
+    )
+    assert [step["step"] for step in steps_of(reader)] == [0, 1, 2, 3, 4] and reader.lost == 0
 
 
 def test_engine_exception_passes_through_and_overwritten_records_are_counted(tmp_path: Path) -> None:

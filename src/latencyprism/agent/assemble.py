@@ -58,7 +58,8 @@ def assemble_source(reader: str, config: dict[str, Any]) -> str:
     """The same for a reader given as source. What its cut imports name of ``agent.probe`` is joined before
     it."""
     done: dict[str, None] = {"core": None}
-    parts = [_join(_source("core"), done), _join(_source("verify"), done), _join(reader, done)]
+    parts = [_join(_source("core"), done)]
+    parts += [_join(text, done) for text in (_source("begin"), _source("verify"), reader)]
     return "\n".join([_constants(), *parts, f"start({config!r}, verified(reader))", ""])
 
 

@@ -164,7 +164,7 @@ def _cycle(target: StandIn, plan: ProbePlan, done: Cycles) -> None:
         until, seen = time.monotonic() + _RECORDS_WITHIN_S, 0
         while not seen and time.monotonic() < until:
             time.sleep(0.001)
-            seen = sum(record.kind == ring.KIND_STEP for record in session.read())
+            seen = sum(record.kind in (ring.KIND_STEP, ring.KIND_DECODE) for record in session.read())
         health = session.health()
         done.records += health["records"]
         done.probe_errors += health["errors"]

@@ -133,8 +133,8 @@ class PythonSource:
         # The engine first, its workers after: a worker writes its record before the engine ends the step.
         steps = []
         for record in engine.read():
-            if record.kind == ring.KIND_STEP:
-                steps.append(record.words)
+            if record.kind in (ring.KIND_STEP, ring.KIND_DECODE):
+                steps.append(record.words if record.kind == ring.KIND_STEP else ring.widened(record.words))
                 if not self._step_rings.get(record.ring):
                     self._step_rings[record.ring] = engine.ring.header(ring.H_THREADS + record.ring)
                 self.requests.step(*record.words[:3])

@@ -40,6 +40,10 @@ class _Live:
         self.ranges: list[tuple[int, int | None]] = []
         self.whole = True  # False: events of it may have been lost
 
+    def get_tokens_from(self, step: int) -> None:
+        if not self.ranges or self.ranges[-1][1] is not None:
+            self.ranges.append((step, None))
+
 
 class _Ended(NamedTuple):
     live: _Live
@@ -163,9 +167,10 @@ class RequestJoin:
         elif event == ring.REQUEST_SCHEDULED:
             if live.first_step is None and not live.had:
                 live.first_step, live.cached = a, _known(b)
+            if c == 1:
+                live.get_tokens_from(a)
         elif event == ring.REQUEST_TOKENS:
-            if not live.ranges or live.ranges[-1][1] is not None:
-                live.ranges.append((a, None))
+            live.get_tokens_from(a)
         elif event == ring.REQUEST_PAUSED:
             live.preempted += b == 1
             if live.ranges and live.ranges[-1][1] is None:

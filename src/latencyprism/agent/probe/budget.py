@@ -86,6 +86,14 @@ class Budget:
         if self.steps >= WINDOW_STEPS:
             self.judge()
 
+    def many(self, steps, busy_ns):
+        """``busy`` for some steps at once; ``busy_ns``: without what they overlap."""
+        self.stepless = False
+        self.busy_ns += busy_ns
+        self.steps += steps
+        if self.steps >= WINDOW_STEPS:
+            self.judge()
+
     def record(self, now):
         """A record that is no step, in a process that has none (one that only serves the API): its budget is
         of the time that passes, and the floor is per record."""
@@ -188,6 +196,7 @@ class Budget:
             spent_ns -= probe.gc_last_ns
         hook.stalls += 1
         hook.stalled_ns += max(spent_ns, 0)
+        probe.stalled_ns += max(spent_ns, 0)
         if spent_ns < SLOW_NS:
             return
         hook.slow_at = [*hook.slow_at[-2:], hook.calls]

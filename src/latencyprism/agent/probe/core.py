@@ -10,7 +10,13 @@ from latencyprism.agent.probe.budget import Budget
 from latencyprism.agent.probe.lane import Lane, worth_waking
 from latencyprism.agent.probe.monitor import Monitor
 from latencyprism.agent.probe.observe import captured_in, hook_method, name_of
-from latencyprism.agent.probe.places import find_class, keeping_write, size, why_absent  # noqa: F401
+from latencyprism.agent.probe.places import (
+    find_class,
+    fork_mark,
+    keeping_write,
+    size,  # noqa: F401
+    why_absent,
+)
 from latencyprism.agent.probe.prelude import (
     KEY,
     TEXT_NAME,
@@ -57,10 +63,7 @@ from latencyprism.records.ring import (
     MESSAGE_BYTES,
     MESSAGE_OFFSET,
     STATE_DETACHED,
-    STATE_EMPTY,
     STATE_EXPIRED,
-    STATE_FAILED,
-    STATE_LIVE,
 )
 from latencyprism.records.step import NULL
 
@@ -84,6 +87,8 @@ class Probe:
             raise RuntimeError("not the ring that was announced")
         self.nonce = config["nonce"]
         self.pid = os.getpid()
+        self.mark = fork_mark()
+        self.stalled_ns = 0
         self.lanes = {}
         self.no_lane_until_ns = 0
         self.free_lanes = [
@@ -123,14 +128,25 @@ class Probe:
         """Write one record into this thread's ring; wake the reader if it sleeps; notice lease and commands.
 
         ``values``: plain ints of 64 bits. Anything else is written as NULL and counted as an error."""
+        if not self.store(kind, values):
+            return
+        if kind == KIND_STEP or kind == KIND_WORKER:
+            self.budget.busy(values[1], values[2])
+        elif self.budget.stepless:
+            self.budget.record(now_ns())
+        if self.alive:
+            self.notice(now_ns())
+
+    def store(self, kind, values):
+        """``emit`` without what comes after. False: not written."""
         words = self.words
         lane = self.lanes.get(get_ident()) or self.new_lane()
         if lane is None or lane.busy:
             words[H_UNRINGED if lane is None else H_NESTED] += 1
-            return
-        if os.getpid() != self.pid:
+            return False
+        if self.elsewhere():
             self.remove(None)  # a forked child shares the mapping and must stay silent
-            return
+            return False
         lane.busy = True
         try:
             lane.put(kind, values)
@@ -142,13 +158,11 @@ class Probe:
         if words[H_WAITING] and worth_waking(words, kind, values):
             words[H_WAITING] = 0
             self.write(self.wake_fd, b"\0", 1)  # a full pipe holds wakes enough: its error means nothing
-        if kind == KIND_STEP or kind == KIND_WORKER:
-            self.budget.busy(values[1], values[2])
-        elif self.budget.stepless:
-            self.budget.record(now_ns())
-        if not self.alive:
-            return
-        now = now_ns()
+        return True
+
+    def notice(self, now):
+        """The end of the lease, and commands."""
+        words = self.words
         if now > words[H_LEASE_NS]:
             self.remove(STATE_EXPIRED)
         elif words[H_COMMAND] != COMMAND_NONE:
@@ -156,6 +170,11 @@ class Probe:
                 self.remove(STATE_DETACHED)
         elif (words[H_DEEP_UNTIL_NS] > now) != bool(self.deep_hooks):
             self.arm_deep(words[H_DEEP_UNTIL_NS])
+
+    def elsewhere(self):
+        """Whether this is a forked child."""
+        mark = self.mark
+        return not mark[0] if mark is not None else os.getpid() != self.pid
 
     def new_lane(self):
         """A ring for a thread that has none: a fresh one, or that of a thread that has ended; None: all
@@ -184,11 +203,23 @@ class Probe:
             for value in values[:MAX_PAYLOAD_WORDS]
         ]
 
-    def cost(self, total_ns, critical_ns):
+    def cost(self, total_ns, critical_ns, steps=1):
         words = self.words
         words[H_COST_NS] += total_ns
         words[H_CRITICAL_NS] += critical_ns
-        words[H_COST_STEPS] += 1
+        words[H_COST_STEPS] += steps
+
+    def tend(self, steps, busy_ns, total_ns, critical_ns):
+        """What ``emit`` and ``cost`` do besides writing, for a reader that writes with ``quick_put``: for so
+        many steps, which took ``busy_ns`` and cost so much. False: the probe is gone."""
+        if self.elsewhere():
+            self.remove(None)
+        elif self.alive:
+            self.cost(total_ns, critical_ns, steps)
+            self.budget.many(steps, busy_ns)
+            if self.alive:
+                self.notice(now_ns())
+        return self.alive
 
     def reading(self, name):
         """Declare an optional reading: a handle with ``on`` (ask before each reading) and ``cost_ns`` (add
@@ -366,34 +397,8 @@ class Probe:
     def let_go(self):
         """Free ring and pipe, whatever state the ring tells."""
         self.alive = False
+        if self.mark is not None:
+            self.mark.close()
         os.close(self.wake_fd)
         self.words.release()
         self.map.close()
-
-
-def start(config, reader):
-    """Install ``reader`` unless another watcher holds this process; tell the outcome through the ring."""
-    present = sys.modules.get(KEY)
-    if present is not None and getattr(present, "nonce", None) == config["nonce"]:
-        return  # the same command came twice
-    probe = Probe(config)
-    if (
-        probe.words[H_STATE] != STATE_EMPTY
-    ):  # a copy of the command that was queued and runs after all is over
-        return probe.let_go()
-    try:
-        if present is not None:
-            if present.alive and now_ns() < present.words[H_LEASE_NS]:
-                raise RuntimeError("watched already")
-            present.remove(STATE_EXPIRED)
-        probe.begin(config.get("monitoring", True))
-        missing = [*reader(probe, config), *probe.refused]
-        if not probe.hooks:
-            raise RuntimeError("nothing to hook: " + ", ".join(missing))
-        if missing:
-            probe.say("not found: " + ", ".join(missing))
-        sys.modules[KEY] = probe
-        probe.words[H_STATE] = STATE_LIVE
-    except Exception as error:
-        probe.say(str(error) if isinstance(error, RuntimeError) else type(error).__name__)
-        probe.remove(STATE_FAILED)

@@ -1,9 +1,11 @@
 """One thread's ring, the writing side. The rules are those of ``records.ring``."""
 
 # [cut
-from latencyprism.agent.probe.prelude import Struct, allocate_lock, mmap
+from latencyprism.agent.probe.prelude import Struct, StructError, allocate_lock, get_ident, mmap
 from latencyprism.records.ring import (
     CHECK_MASK,
+    DECODE_GAP,
+    DECODE_REQUESTS,
     H_CHECKED,
     H_HEADS,
     H_SLOTS,
@@ -13,6 +15,7 @@ from latencyprism.records.ring import (
     H_WAKE_GAP_NS,
     H_WAKE_PREFILL_NS,
     HEADER_BYTES,
+    KIND_DECODE,
     KIND_STEP,
     MAX_PAYLOAD_WORDS,
     SLOT_WORDS,
@@ -97,10 +100,45 @@ def worth_waking(words, kind, values):
     if words[H_WAITING] == WAKE_EACH:
         return True
     usual = words[H_WAKE_BASE_NS]
-    if kind == KIND_STEP:
+    if kind == KIND_DECODE:
+        usual += words[H_WAKE_DECODE_NS] * values[DECODE_REQUESTS]
+        gap = values[DECODE_GAP]
+    elif kind == KIND_STEP:
         usual += words[H_WAKE_DECODE_NS] * values[STEP_DECODE]
         usual += words[H_WAKE_PREFILL_NS] * values[STEP_PREFILL]
         gap = values[STEP_GAP]
     else:
         return False
     return values[2] - values[1] > usual or gap > words[H_WAKE_GAP_NS]
+
+
+def quick_put(probe, kind, count):
+    """``put(values)``: ``probe.emit`` of ``count`` values that are plain ints already, and nothing else: what
+    ``emit`` does besides is left to ``probe.tend``, at another moment."""
+    pack_into = Struct("@q%dq" % count).pack_into
+    words, file, lanes, mark = probe.words, probe.map, probe.lanes, probe.mark
+    write, wake_fd = probe.write, probe.wake_fd
+
+    def put(values):
+        lane = lanes.get(get_ident())
+        if lane is None or lane.busy or lane.barrier is not None or mark is None or not mark[0]:
+            return probe.store(kind, values)
+        index = lane.count
+        at = lane.first + (index % lane.slots) * SLOT_WORDS
+        lane.busy = True
+        try:
+            words[at] = 2 * index + 1
+            pack_into(file, at * 8 + 8, kind, *values)
+            words[at] = 2 * index + 2
+            lane.count = index + 1
+            words[H_HEADS + lane.number] = index + 1
+        except (TypeError, StructError):
+            lane.busy = False
+            return probe.store(kind, values)
+        finally:
+            lane.busy = False
+        if words[H_WAITING] and worth_waking(words, kind, values):
+            words[H_WAITING] = 0
+            write(wake_fd, b"\0", 1)
+
+    return put

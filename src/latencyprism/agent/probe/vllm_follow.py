@@ -29,13 +29,19 @@ REASONS = {
 }  # fmt: skip
 
 
+def name_of_state(state):
+    """Of a member of an Enum, whose ``name`` is a property and takes long to ask for."""
+    return getattr(state, "_name_", None) or getattr(state, "name", "")
+
+
 class Follower:
     """``tracked``: requests by id, the engine's own objects, until they end; ``flowing``: those that get
     tokens in this step; ``skipped``: those that did, and take no part at the moment; ``recomputing``: those
-    whose prompt is computed once more. So whoever flows takes part if as many take part as flow."""
+    whose prompt is computed once more. So whoever flows takes part if as many take part as flow. ``calm``: in
+    a step of as many decodes and nothing else there is nothing to follow."""
 
-    def __init__(self, probe, config):
-        self.log = RequestLog(probe, config)
+    def __init__(self, probe, config, tended=False):
+        self.log = RequestLog(probe, config, tended)
         self.sees_preemption = "preempt" in config["hooks"]
         self.requests = {}
         self.clear()
@@ -45,6 +51,7 @@ class Follower:
         self.flowing, self.skipped, self.recomputing = set(), set(), set()
         self.even = True
         self.miscounts = 0
+        self.calm = -1
 
     def adopt(self, scheduler):
         """Once: the requests that were there before the probe."""
@@ -59,7 +66,13 @@ class Follower:
             if begun:
                 self.flowing.add(name)
 
+    def pause(self, request_id):
+        """It was preempted."""
+        self.calm = -1
+        self.paused.append(request_id)
+
     def track(self, request, seen_ns):
+        self.calm = -1
         if self.tracked.get(request.request_id) is not request:
             self.tracked[request.request_id] = request
             self.added.append((request, seen_ns, 0))
@@ -67,30 +80,37 @@ class Follower:
     def follow(self, scheduled, step, start_ns, before, work, prefills, resumed):
         """Note what this step changes. ``before``: the last step whose output was processed when it was
         scheduled; ``work``, ``prefills``: as composed."""
-        if prefills or scheduled.finished_req_ids or self.added or self.paused:
-            for name, _, _, begins in prefills:
-                if begins and name in self.requests:
-                    self.track(self.requests[name], start_ns)
+        tracked, requests, log = self.tracked, self.requests, self.log
+        for name, _, _, begins in prefills:
+            if begins and name in requests:
+                self.track(requests[name], start_ns)
+        if self.added:
             self.note_added()
+        if scheduled.finished_req_ids:
             self.note_ended(scheduled.finished_req_ids, before, start_ns)
+        if self.paused or resumed:
             self.note_paused(step, resumed)
         first = 0
         for name, computed, tokens, begins in prefills:
-            request = self.tracked.get(name)
+            request = tracked.get(name)
             if request is None:
                 continue
-            if begins:
-                self.log.note(REQUEST_SCHEDULED, name, step, computed)
-            if computed + tokens >= request.num_prompt_tokens + len(request._output_token_ids):
-                self.log.note(REQUEST_TOKENS, name, step)
+            outputs = len(request._output_token_ids)
+            whole = computed + tokens >= request.num_prompt_tokens + outputs
+            if whole:
                 self.flowing.add(name)
                 self.skipped.discard(name)
                 self.recomputing.discard(name)
                 first += 1
-            elif len(request._output_token_ids):
+            elif outputs:
                 self.recomputing.add(name)
+            if begins:
+                log.note(REQUEST_SCHEDULED, name, step, computed, 1 if whole else 0)
+            elif whole:
+                log.note(REQUEST_TOKENS, name, step)
         if self.even and (self.skipped or self.recomputing or len(self.flowing) != work[2] + first):
             self.note_turns(scheduled.num_scheduled_tokens, step, prefills)
+        self.calm = -1 if self.skipped or self.recomputing else len(self.flowing)
         if self.log.words:
             self.log.flush_when_due(step, not work[0])
 
@@ -108,7 +128,7 @@ class Follower:
             request = self.tracked.pop(name, None)
             if request is not None:
                 outputs = len(request._output_token_ids)
-                reason = REASONS.get(getattr(request.status, "name", ""), NULL)
+                reason = REASONS.get(name_of_state(request.status), NULL)
                 self.log.note(REQUEST_ENDED, name, before, seen_ns, outputs, reason)
             self.log.forget(name)
             self.forget(name)

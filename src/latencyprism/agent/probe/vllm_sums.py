@@ -16,7 +16,8 @@ CHECK_STEPS = 64
 
 class Sums:
     """``context``: sum of computed and scheduled tokens after the last step, None where that is not known;
-    ``partial``: computed tokens of requests whose prompt goes on; ``held``: the engine's objects by id."""
+    ``partial``: computed tokens of requests whose prompt goes on; ``held``: the engine's objects by id;
+    ``steady``: how many requests there are where all of them decode, else -1."""
 
     def __init__(self):
         self.trusted = True
@@ -24,12 +25,37 @@ class Sums:
         self.count = self.step = self.check_at = 0
         self.partial, self.held = {}, {}
         self.gone = self.gone_context = 0
+        self.steady = -1
+
+    def distrust(self):
+        """What the engine says does not add up, or is no number: nothing is kept any more."""
+        self.trusted = False
+        self.context, self.steady = None, -1
+        self.partial, self.held = {}, {}
 
     def preempted(self, request):
         """Before the engine forgets what it had computed."""
+        self.steady = -1
         self.gone += 1
         self.gone_context += request.num_computed_tokens
         self.partial.pop(request.request_id, None)
+
+    def goes_on(self, scheduled, again, step, running):
+        """Context tokens of a step in which each of the same requests as before gets one more token; -1 where
+        it is another step, or that is not certain."""
+        if (
+            len(scheduled.num_scheduled_tokens) == self.steady == running
+            and scheduled.total_num_scheduled_tokens == running
+            and self.step + 1 == step < self.check_at
+            and not scheduled.scheduled_new_reqs
+            and not scheduled.finished_req_ids
+            and not again.resumed_req_ids
+            and not scheduled.scheduled_spec_decode_tokens
+        ):
+            self.step = step
+            self.context += running
+            return self.context
+        return -1
 
     def compose(self, scheduled, again, step, running, requests, prefills):
         """``compose``'s tuple, and how many of the requests get no token (None: not known). RuntimeError if
@@ -40,8 +66,10 @@ class Sums:
             kept = self.from_changes(scheduled, again, requests)
         self.step = step
         self.gone = self.gone_context = 0
+        self.steady = -1
         if kept is not None and step < self.check_at:
             prefills += kept[1]
+            self.steady = -1 if self.partial else self.count
             return kept[0], len(self.partial)
         work = compose(scheduled, again, prefills)
         wrong = kept is not None and kept[0] != work
@@ -63,6 +91,7 @@ class Sums:
             self.partial = {}
             for name, computed, tokens, _ in prefills:
                 self.note(name, computed + tokens)
+        self.steady = -1 if self.partial else self.count
 
     def note(self, name, computed):
         """Remember a prompt that is not computed to its end."""
