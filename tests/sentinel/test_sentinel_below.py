@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from latencyprism.attach.process import read_process
@@ -93,6 +94,30 @@ class TestLive:
         try:
             (step,) = watch.fill(steps_of(0.01, 1), [(pid, thread)])
             assert step.offcpu_ns is None and step.runqueue_ns is None and step.major_faults is None
+        finally:
+            watch.close()
+
+    def test_the_api_server_is_looked_at_while_a_capture_is_open(self, sleeper: tuple[int, int]) -> None:
+        pid, thread = sleeper
+        watch = BelowWatch({os.getpid(): "engine", pid: "API server"})
+        try:
+            time.sleep(0.1)
+            watch.drain()
+            assert not np.any(watch.intervals(0, 1 << 62)["tgid"] == pid)
+            watch.go_deep()
+            begun_ns = time.monotonic_ns()
+            time.sleep(0.15)
+            watch.drain()
+            found = watch.spans(begun_ns, time.monotonic_ns(), begun_ns)
+            assert any(span.track[0].endswith(f" {thread}") for span in found)
+            watch.go_back()
+            time.sleep(0.05)
+            watch.drain()
+            before = len(watch.intervals(0, 1 << 62))
+            time.sleep(0.1)
+            watch.drain()
+            later = watch.intervals(0, 1 << 62)[before:]
+            assert not np.any(later["tgid"] == pid)
         finally:
             watch.close()
 

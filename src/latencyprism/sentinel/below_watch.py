@@ -38,7 +38,8 @@ def _prices() -> dict[str, float]:
 class BelowWatch:
     """``fill`` gives steps what was seen below; ``tick`` about once a second keeps the budget.
 
-    Raises PrismError where the kernel or the rights do not suffice. ``roles`` as ``Replica.roles`` tells it.
+    Raises PrismError where the kernel or the rights do not suffice. ``roles`` as ``Replica.roles`` tells it:
+    the API server, for which no step waits, is looked at while a capture is open, and its sockets count.
     """
 
     def __init__(self, roles: Mapping[int, str]) -> None:
@@ -137,12 +138,14 @@ class BelowWatch:
         if self._deep == 1:
             self._take_back()
             self._calls_before = {(c.tid, c.name): c for c in self.probe.syscalls()}
+            self.probe.aim(self._processes)  # the API server, too, for as long as that lasts
             self.probe.go_deep()
 
     def go_back(self) -> None:
         self._deep -= 1
         if self._deep == 0:
             self.probe.go_back()
+            self.probe.aim(self.probe.pids)
             self._calls = self._calls_since()
 
     def _calls_since(self) -> list[dict[str, Any]]:
@@ -186,7 +189,7 @@ class BelowWatch:
         critical = np.isin(found["tid"], list(self._roles.critical))
         chosen = found[critical | (found["end_ns"] >= deep_ns)]
         names = {int(tid): thread_name(int(tid)) for tid in np.unique(chosen["tid"]) if tid}
-        sockets = socket_inodes(self.probe.pids)
+        sockets = socket_inodes(self._processes)
         return [*to_spans(chosen, names, LEAST_SPAN_NS), *machine_spans(found, sockets)]
 
     def describe(self) -> dict[str, Any]:

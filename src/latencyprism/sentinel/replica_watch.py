@@ -74,7 +74,7 @@ class ReplicaWatch:
         self.below: BelowWatch | None = None
         self.below_missing: str | None = None
         try:
-            self.below = BelowWatch(self.roles)
+            self.below = BelowWatch(self.replica.roles())
         except PrismError as error:
             self.below_missing = f"scheduler events: {error.why or error.what}"
         self.cost = Cost(attachment.source, self.below)
