@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from latencyprism.recorder import Capture
-from latencyprism.records import Alert, Counter, Evidence, Ranked, Span, Step, Verdict
+from latencyprism.records import Alert, Counter, Evidence, Ranked, Request, Span, Step, Verdict
 
 START_NS = 5_000_000_000_000
 REALTIME_NS = 1_790_000_000_000_000_000
@@ -86,6 +86,22 @@ def _counters(step: Step, slow: bool, dice: random.Random) -> list[Counter]:
         Counter(("Worker 815", "MainThread 815"), "runqueue_ns", step.end_ns, 1e6 + grown * 0.02, "ns"),
         Counter(("machine",), "free_bytes", step.end_ns, 8e9 + _about(dice, 0, 1e6), "bytes"),
     ]
+
+
+def requests_of(steps: list[Step]) -> list[Request]:
+    """One that begins each ten steps and takes twenty-five, and one that was there before."""
+    made = [Request("vllm", 0, -9, None, output_tokens=3, last_step=2)]
+    for number in range(0, len(steps) - 26, 10):
+        first, token, last = steps[number + 1], steps[number + 2], steps[number + 25]
+        arrival = steps[number].start_ns + 1_000_000
+        made.append(
+            Request(
+                "vllm", 0, 77 + number, arrival, first.start_ns - arrival, token.end_ns - first.start_ns,
+                token.end_ns - arrival, 12_000_000, last.end_ns - arrival + 1_000_000, 100, 0, 24,
+                13_000_000, "stop", first.step, token.step, last.step, 24, token.step,
+            )
+        )  # fmt: skip
+    return made
 
 
 def alert(step: Step, onset: int) -> Alert:

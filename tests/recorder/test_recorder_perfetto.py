@@ -8,7 +8,7 @@ import pytest
 import recorder_trace_processor
 from hypothesis import given
 from hypothesis import strategies as st
-from recorder_samples import REALTIME_NS, START_NS, incident
+from recorder_samples import REALTIME_NS, START_NS, incident, requests_of
 
 from latencyprism.recorder import Capture, write_capture
 from latencyprism.recorder.tracks import Slice, TrackBook, nest
@@ -196,6 +196,48 @@ def test_the_trace_processor_counts_the_same_slices_on_every_track() -> None:
         assert [row.tokens for row in annotated] == [step.context_tokens for step in capture.steps]
         wall = processor.query(f"select abs_time_str({start}) as at")
         assert next(iter(wall)).at.startswith("2026-09-21T14:13:20.000")
+        faults = processor.query(
+            "select name from stats where value != 0 and severity in ('error', 'data_loss')"
+        )
+        assert [row.name for row in faults] == []
+
+
+@pytest.mark.skipif(bool(NOT_HERE), reason=NOT_HERE)
+def test_flows_lead_from_a_request_to_its_steps_and_from_a_step_to_its_calls(tmp_path: Path) -> None:
+    capture = incident(60)
+    capture.requests = requests_of(capture.steps)
+    write_capture(tmp_path / "a.pftrace", capture)
+    with recorder_trace_processor.opened(tmp_path / "a.pftrace") as processor:
+        rows = processor.query(
+            """
+            select a.name as source, b.name as sink, extract_arg(b.arg_set_id, 'debug.step') as step,
+              extract_arg(a.arg_set_id, 'debug.step') as came_from
+            from flow join slice a on flow.slice_out = a.id join slice b on flow.slice_in = b.id
+            """
+        )
+        found = [(row.source, row.sink, row.came_from, row.step) for row in rows]
+        held = [request for request in capture.requests if request.arrival_ns is not None]
+        assert len(held) == 4
+        for request in held:
+            name = f"request {request.request:016x}"
+            assert [step for source, _, _, step in found if source == name] == [request.first_step]
+            assert [
+                step for _, _, before, step in found if before == request.first_token_step and step != before
+            ] == [request.last_step]
+        calls = [(before, step) for _, sink, before, step in found if sink == "execute_model"]
+        assert calls == [(step.step, step.step) for step in capture.steps]
+        nested = processor.query(
+            "select s.name as name, p.name as parent, s.dur as dur from slice s"
+            " join slice p on s.parent_id = p.id where p.name like 'request %' order by s.ts"
+        )
+        phases = [(row.name, row.parent, row.dur) for row in nested]
+        assert [phase for phase, *_ in phases].count("decode and output") == 4
+        assert ("queue", f"request {held[0].request:016x}", held[0].queue_ns) in phases
+        annotated = processor.query(
+            "select extract_arg(arg_set_id, 'debug.finish_reason') as why, extract_arg(arg_set_id,"
+            " 'debug.prompt_tokens') as tokens from slice where name like 'request %'"
+        )
+        assert {(row.why, row.tokens) for row in annotated} == {("stop", 100)}
         faults = processor.query(
             "select name from stats where value != 0 and severity in ('error', 'data_loss')"
         )

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from latencyprism.cli import explain_export
 from latencyprism.diagnose.artefact import judge, read_folder
 from latencyprism.errors import BadInput
 from latencyprism.faces import request_words, story
@@ -31,8 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a file that watch or record wrote; with --format latencyprism-artefact a folder of tables",
     )  # fmt: skip
     parser.add_argument(
-        "--format", choices=FORMATS, default="capture",
-        help="latencyprism-artefact: tables of operations and counters of a normal and an abnormal period",
+        "--format", choices=(*FORMATS, *explain_export.FORMATS), default="capture", metavar="FORMAT",
+        help="latencyprism-artefact: read tables of operations and counters of a normal and an abnormal "
+        "period; " + ", ".join(explain_export.FORMATS) + ": write the capture so, instead of words",
     )  # fmt: skip
     parser.add_argument("--step", type=int, metavar="N", help="everything about step N and the spans in it")
     parser.add_argument(
@@ -48,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write an HTML report, readable offline")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of words")
+    explain_export.add_arguments(parser)
 
 
 def _count(text: str) -> int:
@@ -59,7 +62,12 @@ def _count(text: str) -> int:
 def run(args: argparse.Namespace) -> int:
     if args.format == "latencyprism-artefact":
         return _tell_artefact(args)
+    exported = args.format in explain_export.FORMATS
+    if args.output is not None and not exported:
+        raise BadInput("nothing to write to -o", remedy="say in which format with --format")
     capture = read_capture(args.capture)
+    if exported:
+        return explain_export.run(args, capture)
     if args.report is not None:
         write_report(args.report, capture, capture_path=args.capture)
     if args.step is not None:

@@ -25,7 +25,7 @@ from latencyprism.faces.wording import (
 )  # fmt: skip
 from latencyprism.recorder import Capture
 from latencyprism.recorder.atomic import replace_file
-from latencyprism.recorder.perfetto import alert_time_ns
+from latencyprism.recorder.drawing import alert_time_ns
 from latencyprism.records import Alert, Step
 
 _COUNTERS_SHOWN = 24

@@ -31,6 +31,9 @@ class Slice:
     start_ns: int
     end_ns: int
     details: Iterable[tuple[str, Any]] = field(default=())
+    flows: Iterable[int] = ()
+    """Numbers of the flows that go through it, and below of those that end in it."""
+    last_flows: Iterable[int] = ()
 
 
 class TrackBook:

@@ -41,6 +41,10 @@ def double_field(number: int, value: float) -> bytes:
     return varint(number << 3 | 1) + _DOUBLE.pack(value)
 
 
+def fixed64_field(number: int, value: int) -> bytes:
+    return varint(number << 3 | 1) + (value & _U64).to_bytes(8, "little")
+
+
 def bytes_field(number: int, value: bytes) -> bytes:
     return varint(number << 3 | 2) + varint(len(value)) + value
 
