@@ -8,6 +8,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import cache, lru_cache
 from typing import Any
 
@@ -17,6 +18,7 @@ from latencyprism.bpf.below import BelowProbe
 from latencyprism.bpf.budget import ALWAYS_SHARE, DEEP_SHARE, BelowBudget
 from latencyprism.bpf.prices import measure_tracepoints
 from latencyprism.bpf.waits import INTERVAL_DTYPE, Intervals, SyscallTotals
+from latencyprism.errors import PrismError
 from latencyprism.host.held import read_once
 from latencyprism.records import Span, Step
 from latencyprism.timeline.attribution import API, Attribution, Roles, machine_spans, to_spans
@@ -33,6 +35,12 @@ LEAST_SPAN_NS = 100_000
 def _prices() -> dict[str, float]:
     """Once in the life of a watch: some tenths of a second."""
     return measure_tracepoints()
+
+
+def prepare() -> None:
+    """Find out beforehand what takes long to find out, so that an engine's steps do not wait for it."""
+    with suppress(PrismError):  # said where a BelowWatch is made
+        _prices()
 
 
 class BelowWatch:

@@ -18,6 +18,7 @@ from latencyprism.errors import PrismError, TargetRefused
 from latencyprism.host.neighbours import Neighbours
 from latencyprism.records import Alert, Window
 from latencyprism.records.alert import LEVELS
+from latencyprism.sentinel import below_watch
 from latencyprism.sentinel.attendant import Attendant, Attendants, Raised
 from latencyprism.sentinel.captures import Captures
 from latencyprism.sentinel.incident_capture import IncidentCapture
@@ -308,6 +309,7 @@ class Watcher:
 
     def _attach(self, replica: Replica, *, again: bool = False) -> None:
         realtime = self.options.realtime
+        below_watch.prepare()
         watch = ReplicaWatch(attach(replica, self._say, realtime=realtime), realtime=realtime)
         watch.prompt = self._attendants.prompt
         self.watches.append(watch)
