@@ -10,6 +10,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 PROGRAMS = {
     "clang-14": "clang-14",
@@ -22,6 +24,9 @@ PROGRAMS = {
     "unshare": "util-linux",
 }
 """Package by program."""
+UNPACKED = {"promtool": "prometheus", "amtool": "prometheus-alertmanager"}
+"""The same, of packages that would start services: only unpacked, into a folder of the user's cache."""
+FOLDER = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latencyprism" / "debian"
 LIMIT_S = 600
 
 
@@ -30,14 +35,36 @@ def missing() -> list[str]:
     return sorted({package for program, package in PROGRAMS.items() if shutil.which(program) is None})
 
 
+def unpack() -> list[str]:
+    """Packages of ``UNPACKED`` that are still missing after it."""
+    left = []
+    for program, package in UNPACKED.items():
+        if shutil.which(program) or (FOLDER / "usr/bin" / program).exists():
+            continue
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                get = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", package]
+                subprocess.run(get, cwd=folder, capture_output=True, timeout=LIMIT_S, check=True)
+                FOLDER.mkdir(parents=True, exist_ok=True)
+                for file in Path(folder).glob("*.deb"):
+                    subprocess.run(["dpkg", "-x", str(file), str(FOLDER)], timeout=LIMIT_S, check=True)
+        except (OSError, subprocess.SubprocessError):
+            left.append(package)
+    return left
+
+
 def ensure() -> list[str]:
     """Install what is missing, if that is permitted; the packages that are still missing after it."""
+    return sorted({*install(), *unpack()})
+
+
+def install() -> list[str]:
     wanted = missing()
     if not wanted or os.geteuid() != 0 or shutil.which("apt-get") is None:
         return wanted
     environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    install = ["apt-get", "-q", "-y", "install", "--no-install-recommends", *wanted]
-    for command in (install, ["apt-get", "-q", "update"], install):
+    get = ["apt-get", "-q", "-y", "install", "--no-install-recommends", *wanted]
+    for command in (get, ["apt-get", "-q", "update"], get):
         try:
             done = subprocess.run(
                 command, env=environ, capture_output=True, text=True, timeout=LIMIT_S, check=False
@@ -45,7 +72,7 @@ def ensure() -> list[str]:
         except (OSError, subprocess.TimeoutExpired) as error:
             print(f"{' '.join(command)}: {error}", file=sys.stderr)
             break
-        if command is install and done.returncode == 0:
+        if command is get and done.returncode == 0:
             break
     return missing()
 
