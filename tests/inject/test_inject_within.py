@@ -242,6 +242,8 @@ def test_a_process_without_python_is_refused():
     try:
         with pytest.raises(TargetRefused):
             inject.start("python.gil", process.pid)
+        with pytest.raises(TargetRefused, match="a second thread cannot be put into it"):
+            inject.start("cpu.oversubscription", process.pid)
     finally:
         process.kill()
         process.wait()

@@ -23,7 +23,13 @@ def oversubscribed(request: Request) -> Plan:
     single thread gets a second one beside it, if it is Python."""
     used = wanted_cores(request.target.pid, _LOOK_S)
     if used < _SEVERAL_CORES:
-        return compete(request)
+        try:
+            return compete(request)
+        except TargetRefused as error:
+            why = f"it keeps {used:.1f} cores busy, and a second thread cannot be put into it: {error}"
+            raise TargetRefused(
+                f"cannot crowd {request.target.pid}", why, "a target on several threads"
+            ) from None
     return _narrowed(request, used)
 
 
