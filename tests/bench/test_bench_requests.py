@@ -6,7 +6,7 @@ import zlib
 
 import pytest
 
-from latencyprism.bench.requests import compare, run
+from latencyprism.bench.requests import RoundTrip, compare, run
 from latencyprism.cli.bench import _counts
 from latencyprism.lab.generate import Request as Sent
 from latencyprism.records import Request
@@ -40,6 +40,15 @@ def test_differences_are_the_clients_figure_less_the_records() -> None:
     assert found["e2e_difference_ms"]["max"] == 1.0
     assert found["arrival_after_send_ms"]["p50"] == 1.0
     assert (found["output_tokens_equal"], found["output_tokens_differ"], found["whole_stories"]) == (2, 0, 2)
+
+
+def test_the_way_is_half_the_round_trip_at_sending_and_half_of_that_at_the_token() -> None:
+    trips = [RoundTrip(at * MS, ms) for at, ms in ((60, 30.0), (99, 0.6), (140, 4.4), (149, 9.0))]
+    found = compare("vllm", [sent(0), sent(1)], [seen(1, ttft_ms=44), seen(0, ttft_ms=43)], hashed, trips)
+    # Sent at 100: that of 99. First token at 150: that of 149, still under way. 2 + (0.6 + 9) / 2 = 6.8 ms.
+    assert found["ttft_difference_ms"]["within_2_ms"] == 0
+    assert found["ttft_difference_ms"]["within_2_ms_and_way"] == 0.5
+    assert "within_2_ms_and_way" not in found["arrival_after_send_ms"]
 
 
 def test_what_is_missing_wrong_or_not_asked_for_is_counted() -> None:

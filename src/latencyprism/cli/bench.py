@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--running", type=_counts, metavar="N,N,..",
         help="instead: the probe's own time a step at these numbers of running requests",
     )  # fmt: skip
-    requests = _engine_bench(what, "requests", "request records against the client's own clock", clients=8)
+    requests = _engine_bench(what, "requests", "request records against the client's own clock", clients=2)
     requests.add_argument("--requests", type=int, default=500, help="how many (default 500)")
     alert = _engine_bench(what, "alert", "delay from an anomalous step to the alert")
     alert.add_argument("--stops", type=int, default=30, help="stops of 50 ms (default 30)")
