@@ -42,6 +42,13 @@ def process_cpu_ns(pid: int) -> int | None:
         return None
 
 
+def thread_name(tid: int) -> str:
+    """As /proc tells it; ``?`` for a thread that has ended."""
+    raw = read_once(f"/proc/{tid}/comm", 64)
+    text = (raw or b"?").decode("utf-8", "replace").strip()
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 class _Thread:
     def __init__(self, pid: int, tid: int, role: str) -> None:
         self.tid = tid

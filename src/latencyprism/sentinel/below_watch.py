@@ -20,7 +20,9 @@ from latencyprism.bpf.prices import measure_tracepoints
 from latencyprism.bpf.waits import INTERVAL_DTYPE, Intervals, SyscallTotals
 from latencyprism.errors import PrismError
 from latencyprism.host.held import read_once
+from latencyprism.host.processes import thread_name
 from latencyprism.records import Span, Step
+from latencyprism.sentinel.runtime_dive import RuntimeDive, RuntimeDives
 from latencyprism.timeline.attribution import API, Attribution, Roles, machine_spans, to_spans
 
 HORIZON_NS = 60_000_000_000
@@ -66,6 +68,8 @@ class BelowWatch:
         self.probe.start()
         self._roles = Roles.of(self._processes)
         self._attribution = Attribution(self._roles, time.monotonic_ns())
+        self.runtimes = RuntimeDives({pid: role for pid, role in roles.items() if role != API})
+        self._runtime: RuntimeDive | None = None
         self._always = BelowBudget(self.probe, prices, ALWAYS_SHARE)
         self._deeper = BelowBudget(self.probe, prices, DEEP_SHARE)
 
@@ -148,12 +152,15 @@ class BelowWatch:
             self._calls_before = {(c.tid, c.name): c for c in self.probe.syscalls()}
             self.probe.aim(self._processes)  # the API server, too, for as long as that lasts
             self.probe.go_deep()
+            self._runtime = self.runtimes.begin()
 
     def go_back(self) -> None:
         self._deep -= 1
         if self._deep == 0:
             self.probe.go_back()
             self.probe.aim(self.probe.pids)
+            if self._runtime is not None:
+                self._runtime.finish()
             self._calls = self._calls_since()
 
     def _calls_since(self) -> list[dict[str, Any]]:
@@ -192,13 +199,15 @@ class BelowWatch:
 
     def spans(self, since_ns: int, until_ns: int, deep_ns: int) -> list[Span]:
         """For a capture: waits of the threads that steps wait for, from ``since_ns`` on; of all others, and
-        system calls, from ``deep_ns`` on; and what happened to the machine."""
+        system calls, from ``deep_ns`` on; what happened to the machine; calls into accelerator runtimes."""
         found = self.intervals(since_ns, until_ns)
         critical = np.isin(found["tid"], list(self._roles.critical))
         chosen = found[critical | (found["end_ns"] >= deep_ns)]
         names = {int(tid): thread_name(int(tid)) for tid in np.unique(chosen["tid"]) if tid}
         sockets = socket_inodes(self._processes)
-        return [*to_spans(chosen, names, LEAST_SPAN_NS), *machine_spans(found, sockets)]
+        calls = [] if self._runtime is None else self._runtime.spans
+        calls = [span for span in calls if span.end_ns >= since_ns and span.start_ns <= until_ns]
+        return [*to_spans(chosen, names, LEAST_SPAN_NS), *machine_spans(found, sockets), *calls]
 
     def describe(self) -> dict[str, Any]:
         """What it cost and what it missed: the running estimate as a share of all CPUs."""
@@ -212,12 +221,14 @@ class BelowWatch:
             "lost": self.probe.lost,
             "untracked": self.probe.untracked,
             "syscalls": self._calls,
+            "runtime_calls": [] if self._runtime is None else self._runtime.calls,
         }
 
     @property
     def missing(self) -> list[str]:
         """What this kernel does not offer, and what was given up for the budget."""
-        return [f"below: {text}" for text in self.probe.missing]
+        calls = self.runtimes.missing + ([] if self._runtime is None else self._runtime.missing)
+        return [f"below: {text}" for text in (*self.probe.missing, *calls)]
 
     def close(self) -> None:
         self.probe.stop()
@@ -240,13 +251,6 @@ def host_tid(pid: int, tid: int) -> int:
         if found is not None and int(found[1]) == tid:
             return int(task)
     return tid
-
-
-def thread_name(tid: int) -> str:
-    """As /proc tells it; ``?`` for a thread that has ended."""
-    raw = read_once(f"/proc/{tid}/comm", 64)
-    text = (raw or b"?").decode("utf-8", "replace").strip()
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def socket_inodes(pids: Iterable[int]) -> frozenset[int]:

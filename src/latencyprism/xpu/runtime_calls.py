@@ -33,7 +33,8 @@ class RuntimeProbe:
 
     ``kinds``: which functions (``symbols.KINDS``). ``min_ns``: calls at least this long also become spans,
     all are in the totals. With ``prices`` the dearest functions are given up by ``look`` while the
-    estimated cost is above ``limit`` of one CPU. ``notes`` says what is not as it should be.
+    estimated cost is above ``limit`` of one CPU. ``libraries``: as found before. ``notes`` says what is not
+    as it should be.
 
     Raises TargetRefused where the process maps none of the known libraries or functions, PrismError without
     the rights or the kernel's features."""
@@ -46,9 +47,10 @@ class RuntimeProbe:
         min_ns: int = 0,
         prices: Prices | None = None,
         limit: float = 0.05,
+        libraries: Sequence[Mapped] | None = None,
     ) -> None:
         self.pid = pid
-        self.libraries: list[Mapped] = find_libraries(pid, kinds)
+        self.libraries = list(find_libraries(pid, kinds) if libraries is None else libraries)
         self.notes = [library.note for library in self.libraries if library.note]
         self.given_up: list[str] = []
         chosen = [(library, symbol) for library in self.libraries for symbol in library.symbols]
