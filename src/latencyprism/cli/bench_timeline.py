@@ -1,4 +1,5 @@
-"""``bench breakdown`` and ``bench clocks``: does a step add up, and is every time as right as it says?"""
+"""``bench breakdown``, ``deepdive`` and ``clocks``: does a step add up, what does looking deeper cost, and is
+every time as right as it says?"""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ ENGINES = ("vllm", "transformers", "llama.cpp")
 
 
 def add_arguments(what: Any) -> None:
-    """Adds both to ``bench``'s list."""
+    """Adds the three to ``bench``'s list."""
     breakdown: argparse.ArgumentParser = what.add_parser(
         "breakdown", help="parts of a step's time and what of it stays unexplained"
     )
@@ -24,6 +25,18 @@ def add_arguments(what: Any) -> None:
     breakdown.add_argument("--clients", type=int, default=4, help="clients of the load (default 4)")
     breakdown.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the captures there")
     breakdown.set_defaults(bench=_breakdown)
+    deep: argparse.ArgumentParser = what.add_parser(
+        "deepdive", help="what a deep dive costs and sees, against a placebo"
+    )
+    deep.add_argument("--engine", choices=ENGINES[:2], default="vllm", help="default: vllm")
+    deep.add_argument("--pairs", type=int, default=12, help="pairs of windows (default 12)")
+    deep.add_argument(
+        "--window", type=duration_s, default=2.5, metavar="TIME", help="length of a window (default 2.5s)"
+    )
+    deep.add_argument("--clients", type=int, default=4, help="clients of the load (default 4)")
+    deep.add_argument("--arms", type=int, default=20, help="further times armed, for its delay (default 20)")
+    deep.add_argument("--seed", type=int, default=0, help="of the order of the windows (default 0)")
+    deep.set_defaults(bench=_deepdive)
     clocks: argparse.ArgumentParser = what.add_parser(
         "clocks", help="simulated clocks: is any event further off than the stated bound?"
     )
@@ -34,7 +47,7 @@ def add_arguments(what: Any) -> None:
         help="real exchanges between two network namespaces for so long (default 5s; needs root)",
     )  # fmt: skip
     clocks.set_defaults(bench=_clocks)
-    for parser in (breakdown, clocks):
+    for parser in (breakdown, deep, clocks):
         parser.add_argument("--json", action="store_true", help="one JSON object")
 
 
@@ -48,6 +61,19 @@ def _breakdown(args: argparse.Namespace) -> int:
     if args.keep is not None and not args.keep.is_dir():
         raise BadInput(f"cannot keep captures in {args.keep}", "it is no folder", "make it first")
     return _print(breakdown.run(args.engine, args.duration, args.clients, _say, args.keep), args.json)
+
+
+def _deepdive(args: argparse.Namespace) -> int:
+    from latencyprism.bench import deepdive
+
+    if not 1 <= args.pairs <= 200 or not 0 <= args.arms <= 500:
+        raise BadInput("--pairs must be from 1 to 200 and --arms from 0 to 500")
+    if not 0.5 <= args.window <= 10:
+        raise BadInput("--window must be from 0.5s to 10s")
+    if not 1 <= args.clients <= 1024:
+        raise BadInput("--clients must be from 1 to 1024")
+    found = deepdive.run(args.engine, args.pairs, args.window, args.clients, args.arms, args.seed, _say)
+    return _print(found, args.json)
 
 
 def _clocks(args: argparse.Namespace) -> int:
