@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MS",
         help="engine.tokenizer, net.delay: the time that --strength is a part of (default 100)",
     )
-    parser.add_argument("--model", help="workload.*: the model's name (default: the first that it serves)")
+    parser.add_argument("--model", help="workload.*: the model's name (default: none is named)")
     parser.add_argument(
         "--prompt-tokens", type=int, default=1024, metavar="N", help="workload.*: length (default 1024)"
     )

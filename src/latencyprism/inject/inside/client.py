@@ -1,10 +1,11 @@
 """Requests that change what an engine has to do: ``python -I -S client.py SPEC`` with SPEC a JSON object.
 
-``host``, ``port``, ``model`` (None: the first that the server names); ``prompt_tokens`` (about; words of one
-letter), ``max_tokens``; ``at_once``: senders; ``share``: part of its time in which each waits for an answer,
-the rest it sleeps; ``until_ns`` (CLOCK_MONOTONIC). Every prompt is of this program's own making and begins
-like no other. It ends then, when standard input closes, or when its parent is gone; what is under way is cut
-off with it. One JSON line at the start, one at the end, with what the server's own counters say.
+``host``, ``port``, ``model`` (None: not named, so the one that the server has); ``prompt_tokens`` (about;
+words of one letter), ``max_tokens``; ``at_once``: senders; ``share``: part of its time in which each
+waits for an answer, the rest it sleeps; ``until_ns`` (CLOCK_MONOTONIC). Every prompt is of this program's
+own making and begins like no other. It ends then, when standard input closes, or when its parent is gone;
+what is under way is cut off with it. One JSON line at the start, one at the end, with what the server's
+own counters say.
 """
 
 from __future__ import annotations
@@ -48,14 +49,6 @@ class Sender:
             return text if answer.status == 200 else ""
         return ""
 
-    def model(self) -> str:
-        if self.spec["model"] is not None:
-            return str(self.spec["model"])
-        try:
-            return str(json.loads(self.get("/v1/models"))["data"][0]["id"])
-        except (ValueError, LookupError, TypeError):
-            return "default"
-
     def counters(self) -> dict[str, float]:
         found: dict[str, float] = {}
         for line in self.get("/metrics").splitlines():
@@ -69,8 +62,10 @@ class Sender:
     def prompt(self, maker: random.Random) -> str:
         return "".join(" " + chr(ord("a") + maker.randrange(26)) for _ in range(self.spec["prompt_tokens"]))
 
-    def one(self, model: str, maker: random.Random) -> None:
-        body = {"model": model, "prompt": self.prompt(maker), "max_tokens": self.spec["max_tokens"]}
+    def one(self, maker: random.Random) -> None:
+        body = {"prompt": self.prompt(maker), "max_tokens": self.spec["max_tokens"]}
+        if self.spec["model"] is not None:
+            body["model"] = self.spec["model"]
         if self.spec["max_tokens"] > 1:
             body["ignore_eos"] = True
         connection = http.client.HTTPConnection(self.spec["host"], self.spec["port"], timeout=PATIENCE_S)
@@ -90,13 +85,13 @@ class Sender:
             with contextlib.suppress(ValueError, LookupError, TypeError):
                 self.tokens += int(json.loads(said)["usage"]["prompt_tokens"])
 
-    def run(self, model: str, number: int) -> None:
+    def run(self, number: int) -> None:
         maker = random.Random(time.monotonic_ns() + number)
         share = self.spec["share"]
         while True:
             began_ns = time.monotonic_ns()
             try:
-                self.one(model, maker)
+                self.one(maker)
             except (OSError, http.client.HTTPException) as error:
                 with self.lock:
                     self.refused += 1
@@ -119,10 +114,10 @@ def main() -> None:
     seconds = max(1, (spec["until_ns"] - time.monotonic_ns()) // 1_000_000_000 + 3)
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     sender = Sender(spec)
-    model, before = sender.model(), sender.counters()
+    before = sender.counters()
     say(pid=os.getpid())
     for number in range(spec["at_once"]):
-        threading.Thread(target=sender.run, args=(model, number), daemon=True).start()
+        threading.Thread(target=sender.run, args=(number,), daemon=True).start()
     while time.monotonic_ns() < spec["until_ns"] and os.getppid() == parent:
         # Nothing is ever written to it: readable means closed.
         if select.select([0], [], [], 0.02)[0]:
