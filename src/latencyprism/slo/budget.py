@@ -82,15 +82,15 @@ class Account:
         return found
 
     def news(self, now_ns: int) -> list[Burn]:
-        """Windows that have begun to burn; each once, and again after its short window has come to rest. A
-        page says what the slower windows would."""
+        """Windows that have begun to burn; each once, and again after it has come to rest, in its short span
+        and in its long one. A page says what the slower windows would."""
         new = []
         for burn in self.burns(now_ns):
             if burn.burning:
                 if burn.window not in self._told:
                     self._told.add(burn.window)
                     new.append(burn)
-            elif burn.short_rate is None or burn.short_rate < burn.window.burn / 2:
+            elif max(burn.short_rate or 0.0, burn.long_rate or 0.0) < burn.window.burn / 2:
                 self._told.discard(burn.window)
         return new[:1]
 

@@ -7,13 +7,13 @@ from work. Here every step with prompts is believed; two in a row that are off a
 from __future__ import annotations
 
 from collections import deque
-from math import isfinite
 
 import numpy as np
 import numpy.typing as npt
 
 KEPT = 24
 """Observations a size of chunk (powers of two): chunks of all sizes stay in memory, the last of each."""
+SHORTEST_MS, LONGEST_MS = 1e-3, 1e7
 TRUST = 1e-3
 """Ridge: what nothing was seen of stays at zero."""
 ODD = 2.5
@@ -34,7 +34,7 @@ class PrefillCost:
 
     def take(self, tokens: int, attention: int, step_ms: float, base_ms: float) -> None:
         """``attention``: sum over tokens of the context they attend to; ``base_ms``: a step without them."""
-        if tokens <= 0 or not isfinite(step_ms) or not isfinite(base_ms) or step_ms <= 0:
+        if tokens <= 0 or not SHORTEST_MS <= step_ms <= LONGEST_MS or not abs(base_ms) <= LONGEST_MS:
             return
         kept = self._sizes.setdefault(tokens.bit_length(), deque(maxlen=KEPT))
         kept.append((float(tokens), float(max(attention, 0)), step_ms, base_ms))
