@@ -217,6 +217,33 @@ def test_a_second_thread_wants_the_cpu_of_a_target_on_one_thread(target):
     assert target.left() == []
 
 
+FORKING = ENGINE.replace(
+    "            self.steps += 1",
+    """            self.steps += 1
+            if self.steps % 3 == 0:
+                child = os.fork()
+                if child == 0:
+                    began = time.thread_time_ns()
+                    for _ in range(5): tokenizer.encode(8)
+                    os._exit(0 if time.thread_time_ns() - began < 20_000_000 else 1)
+                assert os.waitpid(child, 0)[1] == 0""",
+)
+
+
+def test_a_forked_child_is_not_disturbed():
+    """Each of five calls would take 20 ms there; the target ends if a child was slow or stuck."""
+    forking = Target(sys.executable, FORKING)
+    try:
+        place = {"at": "__main__:Tokenizer.encode", "reference_ms": 20.0}
+        with inject.start("engine.tokenizer", forking.pid, 1.0, 2.5, **place) as injection:
+            injection.wait()
+        assert injection.effect_check().measured > 4
+        assert forking.process.poll() is None and forking.left() == []
+    finally:
+        forking.process.kill()
+        forking.process.communicate()
+
+
 def test_two_causes_at_once_both_end(target):
     with (
         inject.start("python.gil", target.pid, 0.1, 1.0) as one,
