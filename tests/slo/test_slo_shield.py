@@ -163,11 +163,13 @@ def test_what_somebody_else_wrote_meanwhile_stays(tmp_path: Path) -> None:
     assert said(file) == "777"
 
 
-def test_changes_of_one_file_go_back_in_turn(tmp_path: Path) -> None:
+def test_a_file_is_changed_once(tmp_path: Path) -> None:
+    """A replica that is started again in its group does not get the sixteenfold."""
     file = tmp_path / "cpu.shares"
     shield = Shield()
     shield.make(change_of(file))
     shield.make(Change(file, "400", "1600", "", {}))
+    assert said(file) == "400" and len(shield.made) == 1
     shield.close()
     assert said(file) == "100"
 

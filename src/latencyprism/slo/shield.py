@@ -147,8 +147,9 @@ class Shield:
         self.made: list[Change] = []
 
     def make(self, change: Change) -> None:
-        """PrismError where the file cannot be written. The same twice is made once."""
-        if change in self.made or change.before == change.after:
+        """PrismError where the file cannot be written. A file is changed once: a second replica in a group, or
+        one that was started again, does not raise its weight further."""
+        if change.before == change.after or any(made.path == change.path for made in self.made):
             return
         if len(self.made) >= MOST_CHANGES:
             raise PrismError("no more changes to control groups are made", f"{MOST_CHANGES} were")
