@@ -23,7 +23,6 @@ from latencyprism.engines.discovery import discover
 from latencyprism.errors import PrismError
 from latencyprism.lab import serve
 from latencyprism.lab.launch import Options
-from latencyprism.lab.models import Shape
 from latencyprism.records import Request, Step
 from latencyprism.sentinel.targets import attach
 from latencyprism.slo.forecast import Forecaster
@@ -39,12 +38,10 @@ CLOSED_CLIENTS, CLOSED_S = 20, 12.0
 FEWEST_SEEN = 12
 LOOK_NS = 100_000_000
 SLOTS = 16
-SCALE = Scale(prompt=8.0, output=1.5, longest_prompt=1200, longest_output=250)
+SCALE = Scale(prompt=8.0, output=2.0, longest_prompt=1200, longest_output=250)
 """Answers that take seconds, and a hundred of them in a minute or so."""
 SIMULATED = {"slots": SLOTS, "base_ms": 16.0, "decode_ms": 1.0, "noise": 0.2}
 """About as fast as the real one on a core."""
-SHAPE = Shape(layers=8, hidden=512, intermediate=1536, heads=8, kv_heads=4)
-"""Large enough for answers that take seconds."""
 
 
 def simulated_rate(plan: Sequence[Arrival], load: float) -> float:
@@ -183,7 +180,7 @@ def run(
     of arrivals as a share of what a closed loop gets done."""
     found: dict[str, Any] = {"engine": engine, "load": load, "traces": {}}
     options = Options(slots=SLOTS, context=2048, batch_tokens=256)
-    with serve.start(engine, options, shape=SHAPE) as server:  # type: ignore[arg-type]
+    with serve.start(engine, options) as server:  # type: ignore[arg-type]
         say(f"{engine} serves, started in {server.start_s:.0f} s")
         reader = _Reader(server)
         try:

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from latencyprism.bench.alerting import WatchProcess
-from latencyprism.bench.forecast import SHAPE
 from latencyprism.bench.guard_plot import Block, svg
 from latencyprism.bench.replayed import Replayed
 from latencyprism.bench.traces import Arrival, Scale
@@ -25,9 +24,12 @@ from latencyprism.errors import PrismError
 from latencyprism.lab import serve
 from latencyprism.lab.generate import Request
 from latencyprism.lab.launch import Options
+from latencyprism.lab.models import Shape
 from latencyprism.lab.outcome import Result
 from latencyprism.records.objective import quantile_digits
 
+SHAPE = Shape(layers=8, hidden=512, intermediate=1536, heads=8, kv_heads=4)
+"""Large enough for long prompts to take seconds."""
 BATCH_TOKENS, SLOTS = 1024, 16
 QUIET_S, LEAD_S = 10.0, 12.0
 FACTOR = 2.5

@@ -147,8 +147,8 @@ class Shield:
         self.made: list[Change] = []
 
     def make(self, change: Change) -> None:
-        """PrismError where the file cannot be written. A file is changed once: a second replica in a group, or
-        one that was started again, does not raise its weight further."""
+        """PrismError where the file cannot be written. A file is changed once: a second replica in a group,
+        or one that was started again, does not raise its weight further."""
         if change.before == change.after or any(made.path == change.path for made in self.made):
             return
         if len(self.made) >= MOST_CHANGES:
