@@ -11,7 +11,10 @@ from types import ModuleType
 from latencyprism import __version__
 from latencyprism.errors import PrismError
 
-VERBS = ("check", "watch", "record", "explain", "replay", "slo", "inject", "ack", "detach", "demo", "bench")
+VERBS = (
+    "check", "watch", "record", "explain", "query", "replay", "slo", "inject", "ack", "detach", "demo",
+    "bench",
+)  # fmt: skip
 ABOUT = ("-h", "--help", "--version")
 
 
