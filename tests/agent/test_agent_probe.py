@@ -65,7 +65,7 @@ before = look()
 
 
 def run_target(
-    tmp_path: Path, body: str, python: str = sys.executable
+    tmp_path: Path, body: str, python: str = sys.executable, role: str = "engine+worker"
 ) -> tuple[ring.RingReader, dict[str, object]]:
     nonce = 77
     base = tmp_path / "lprism-x"
@@ -77,7 +77,7 @@ def run_target(
         "ring": str(base) + ".ring",
         "fifo": str(base) + ".wake",
         "nonce": nonce,
-        "role": "engine+worker",
+        "role": role,
         "rank": 3,
         "hooks": load_pack("vllm").ranges[-1].hooks,
         "deep": [("vllm.v1.worker.gpu_worker", "Worker", "sample_tokens")],
@@ -201,6 +201,30 @@ go(1)
 """,
     )
     assert [step["step"] for step in steps_of(reader)] == [0, 1, 2, 3, 4] and reader.lost == 0
+
+
+def test_a_worker_alone_writes_every_run_and_accounts_for_some_at_once(tmp_path: Path) -> None:
+    reader, said = run_target(
+        tmp_path,
+        """
+exec(BOOT, globals())
+p = sys.modules["_latencyprism_probe"]
+run = Obj(total_num_scheduled_tokens=5)
+def go(times):
+    for _ in range(times):
+        wk.execute_model(run); wk.sample_tokens(None)
+go(9)
+counted = p.words[11]
+p.words[4] = 1
+go(5)
+print(json.dumps({"counted": counted, "same": [x == y for x, y in zip(before[:6], look()[:6])]}))
+""",
+        role="worker",
+    )
+    runs = [record.words for record in reader.read() if record.kind == ring.KIND_WORKER]
+    assert 10 <= len(runs) <= 13 and {words[5] for words in runs} == {5}
+    assert 6 <= said["counted"] <= 9 and all(said["same"])  # type: ignore[arg-type, operator]
+    assert reader.header(ring.H_STATE) == ring.STATE_EXPIRED and reader.header(ring.H_ERRORS) == 0
 
 
 def test_engine_exception_passes_through_and_overwritten_records_are_counted(tmp_path: Path) -> None:

@@ -228,17 +228,9 @@ class WorkerReader:
     """What is seen of the worker's two calls a step, in every worker process; one call in older versions."""
 
     __slots__ = (
-        "gc_seen",
-        "hooks",
-        "last",
-        "open",
-        "probe",
-        "put",
-        "rank",
-        "samples_apart",
-        "seen",
-        "within",
-    )
+        "busy_ns", "gc_seen", "hooks", "last", "open", "probe", "put", "rank", "runs", "samples_apart",
+        "seen", "tended_ns", "told", "within",
+    )  # fmt: skip
 
     def __init__(self, probe, config):
         self.probe = probe
@@ -249,8 +241,8 @@ class WorkerReader:
         self.hooks = []
         self.open = None
         self.gc_seen = probe.gc_ns
-        self.last = 0
-        self.seen = 0
+        self.last = self.seen = self.told = 0
+        self.runs = self.busy_ns = self.tended_ns = 0
 
     def on_executed(self, state, args, result, start, end):
         tokens = args[1].total_num_scheduled_tokens
@@ -273,14 +265,21 @@ class WorkerReader:
         spent = probe.stalled_ns
         for hook in self.hooks:
             spent += hook.cost_ns
-        own_ns, gc_ns = spent - self.seen, probe.gc_ns
-        self.put((self.rank, start, end, sample_start, sample_end, tokens, gc_ns - self.gc_seen, own_ns))
+        gc_ns = probe.gc_ns
+        self.put((
+            self.rank, start, end, sample_start, sample_end, tokens, gc_ns - self.gc_seen, spent - self.seen,
+        ))  # fmt: skip
         self.seen, self.gc_seen = spent, gc_ns
-        if self.within:
-            probe.tend(0, 0, own_ns, own_ns)
-        else:
-            probe.tend(1, end - max(start, self.last), own_ns, own_ns)
+        if not self.within:
+            self.runs += 1
+            self.busy_ns += end - max(start, self.last)
             self.last = end
+            if self.runs <= TEND_MASK and end < self.tended_ns + TEND_NS:
+                return
+        own_ns = spent - self.told
+        runs, busy_ns, self.runs, self.busy_ns = self.runs, self.busy_ns, 0, 0
+        self.told, self.tended_ns = spent, end
+        probe.tend(runs, busy_ns, own_ns, own_ns)
 
 
 def reader(probe, config):
