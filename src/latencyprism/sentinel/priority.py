@@ -19,7 +19,10 @@ MOST_BRAKES = 5
 
 
 class OnTime:
-    """Context manager. ``active`` tells whether it was permitted; children never inherit it."""
+    """Context manager. ``active`` tells whether it was permitted; children never inherit it. One within
+    another does nothing: the outer one has seen to it."""
+
+    _entered = 0
 
     def __init__(self, wanted: bool = True) -> None:
         self.active = False
@@ -30,7 +33,8 @@ class OnTime:
         self._handler: object = None
 
     def __enter__(self) -> OnTime:
-        if not self._wanted:
+        OnTime._entered += 1
+        if not self._wanted or OnTime._entered > 1:
             return self
         try:
             self._limit = resource.getrlimit(resource.RLIMIT_RTTIME)
@@ -70,5 +74,6 @@ class OnTime:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        OnTime._entered -= 1
         self._ordinary()
         self._restore()

@@ -109,6 +109,9 @@ class Watcher:
     def attach_all(self) -> None:
         """Attach to what ``options.pid`` names, or to every engine found. TargetRefused if to none."""
         replicas = discover_any(self.options.pid)
+        # What is left after start-up is never garbage (``run`` freezes it); later collections are short. Now,
+        # because after the attach steps wait.
+        gc.collect()
         problems: list[tuple[Replica, TargetRefused]] = []
         for replica in replicas:
             try:
@@ -128,8 +131,6 @@ class Watcher:
 
     def run(self) -> WatchSummary:
         """Call ``attach_all`` first. A broken output ends the run, cleanly."""
-        # Garbage of start-up is never garbage again; collections of young objects are short.
-        gc.collect()
         gc.freeze()
         signals = SignalPipe(self._epoll, self.stop)
         watched = [pid for watch in self.watches for pid in watch.replica.pids]
@@ -310,7 +311,9 @@ class Watcher:
     def _attach(self, replica: Replica, *, again: bool = False) -> None:
         realtime = self.options.realtime
         below_watch.prepare()
-        watch = ReplicaWatch(attach(replica, self._say, realtime=realtime), realtime=realtime)
+        attachment = attach(replica, self._say, realtime=realtime)
+        with OnTime(realtime):  # its first steps are there already
+            watch = ReplicaWatch(attachment, realtime=realtime)
         watch.prompt = self._attendants.prompt
         self.watches.append(watch)
         fd = watch.attachment.source.fileno()
