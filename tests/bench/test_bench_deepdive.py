@@ -70,7 +70,7 @@ def test_the_profiler_and_the_probe_over_the_same_steps_tell_the_same(loop: int)
 def seen_as(names: list[str]) -> OperatorRecords:
     """These operators one after the other, ten ticks each."""
     schemas = {name: place + 1 for place, name in enumerate(dict.fromkeys(names))}
-    rows = []
+    rows: list[tuple[int, int, int, int]] = []
     for name in names:
         tick = 5 * len(rows)
         rows += [(tick, schemas[name], 64, len(rows) + 1), (tick + 5, 0, 65, len(rows) + 2)]

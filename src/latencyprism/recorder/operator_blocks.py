@@ -23,7 +23,8 @@ from latencyprism.records.operators import OPERATOR_DTYPE, Operators
 
 KIND, RAW_KIND = "operators", "operator_records"
 _ROWS_PER_BLOCK = 500_000
-_RAW_ROWS_PER_BLOCK = 1_000_000
+_RAW_ROWS_PER_BLOCK = 20_000
+"""A watcher at real-time priority writes them: a millisecond each."""
 _COLUMNS = (("start_delta_ns", "<i8"), ("length_ns", "<i8"), ("step_delta", "<i8"), ("name", "<u4"))
 _FIRST_SEQUENCE = 1000
 _MONOTONIC, _INCREMENTAL = 3, 64
@@ -100,15 +101,16 @@ def joined(found: list[Operators]) -> list[Operators]:
 
 
 def raw_blocks(found: list[tuple[str, OperatorRecords]]) -> Iterator[Block]:
-    """Records as they were copied, by the name of their process; ``read_raw`` takes them."""
+    """Records as they were copied, by the name of their process, in small pieces; ``read_raw`` takes them."""
     for process, seen in found:
-        rows = np.concatenate(seen.chunks) if seen.chunks else np.empty((0, 4), np.int64)
         header: dict[str, Any] = {
             "process": process, "pid": seen.pid, "names": list(seen.names.items()),
             "threads": list(seen.threads.items()), "readings": seen.readings,
         }  # fmt: skip
-        for first in range(0, len(rows), _RAW_ROWS_PER_BLOCK):
-            yield Block(RAW_KIND, header, rows[first : first + _RAW_ROWS_PER_BLOCK].tobytes())
+        for chunk in seen.chunks:
+            for first in range(0, len(chunk), _RAW_ROWS_PER_BLOCK):
+                yield Block(RAW_KIND, header, chunk[first : first + _RAW_ROWS_PER_BLOCK].tobytes())
+                header = {"process": process, "pid": seen.pid, "names": [], "threads": [], "readings": []}
 
 
 def read_raw(block: Block) -> tuple[str, OperatorRecords]:
