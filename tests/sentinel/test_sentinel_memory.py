@@ -46,7 +46,8 @@ def steps(count: int, ms: float, first: int = 0) -> Iterator[Step]:
     for number in range(first, first + count):
         start = 10**9 + int(number * 30e6)
         took = ms * (1.0 + 0.002 * (number % 7))
-        yield Step("vllm", 0, 0, number, start, start + int(took * 1e6), None, 4, 0, 4, 0, 4)
+        batch = 4 + number // 30 % 3
+        yield Step("vllm", 0, 0, number, start, start + int(took * 1e6), None, batch, 0, batch, 0, batch)
 
 
 class Heard:

@@ -18,6 +18,9 @@ CELLS_MAX = 600
 """Upper bound on cells of one line: state stays bounded whatever the traffic does."""
 
 LEAST, LOOK_AGAIN = 0.5, 16
+LOOSE = 50.0
+FINE = 128
+"""Fine cells of a coarse one: the key of a fine cell is ``FINE`` times that of its coarse cell, and more."""
 FEW = 5.0
 """Observations that make a cell worth extrapolating from."""
 NEARBY = 0.25
@@ -113,6 +116,14 @@ class CorrectedLine:
                 cells[key] = [1.0, u, v, y]
         if self.line.rows % LOOK_AGAIN == 0:
             self.least = LEAST * min(cell[3] for cell in self.coarse.values())
+
+    def rescale_cell(self, coarse: int, factor: float) -> None:
+        """Multiply what is known of one coarse cell and the fine ones in it, and hold it less firmly."""
+        inside = [cell for key, cell in self.fine.items() if key // FINE == coarse]
+        for cell in (*inside, *([self.coarse[coarse]] if coarse in self.coarse else ())):
+            cell[3] *= factor
+            if cell[0] > LOOSE:
+                cell[0] = LOOSE
 
     def rescale(self, factor: float) -> None:
         self.line.rescale(factor)

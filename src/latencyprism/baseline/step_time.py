@@ -139,6 +139,10 @@ class StepTime:
             expected * exp(clip if ratio > clip else -clip) if ratio > clip or ratio < -clip else observed_ms
         )
 
+    def rescale_batch(self, batch_key: int, factor: float) -> None:
+        """Multiply the expectations of one batch size alone."""
+        self.decode.rescale_cell(batch_key, factor)
+
     def rescale(self, factor: float) -> None:
         """Multiply every expectation, as after a change of version or hardware."""
         for part in (self.decode, self.mixed, self.prefill):

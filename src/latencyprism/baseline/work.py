@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import log2
 from typing import NamedTuple
 
+from latencyprism.baseline.cells import FINE
 from latencyprism.records.step import Step
 
 BATCH_UNIT, CONTEXT_UNIT = 64.0, 32768.0
@@ -81,7 +82,7 @@ def work_of(step: Step) -> Work | None:
         min(tokens / PREFILL_UNIT, TERM_MAX),
         min(attention / ATTENTION_UNIT, TERM_MAX),
         bucket,
-        bucket * 128 + half_octave(context),
+        bucket * FINE + half_octave(context),
         tokens_key,
-        tokens_key * 128 + half_octave(attention) if tokens > 0 else 0,
+        tokens_key * FINE + half_octave(attention) if tokens > 0 else 0,
     )

@@ -7,6 +7,7 @@ from math import exp, expm1, log, log1p
 
 from latencyprism.baseline import Expectation, StepTime, Work, decode_width, work_of
 from latencyprism.detect.cusum import ShiftTest
+from latencyprism.detect.faster import Faster
 from latencyprism.detect.firing import Firing
 from latencyprism.detect.lost_time import LostTime
 from latencyprism.detect.noise import LAG, Noise
@@ -58,8 +59,7 @@ class Detector:
         self._lost_time = LostTime()
         self._typical_ms = 0.0
         self._gap = 0.0
-        self._faster = 0
-        self._faster_sum = 0.0
+        self._faster = Faster()
         self._bucket = -1
         self._below = 0.0
         self._ended_ns = 0
@@ -319,8 +319,7 @@ class Detector:
         trusted = calm if restless else not self.incident_open
         if firing is not None and not (restless and calm):
             self._held.clear()
-            self._faster = 0
-            self._faster_sum = 0.0
+            self._faster = Faster()
         elif not found.known or self.steps < 3 * settings.quarantine:
             self.model.learn(work, observed, noise.far)
         elif trusted:
@@ -329,22 +328,24 @@ class Detector:
             if len(held) > settings.quarantine:
                 old, value = held.popleft()
                 self.model.learn(old, value, noise.far)
-            self._rebase(residual)
+            self._rebase(work, residual)
 
-    def _rebase(self, residual: float) -> None:
-        """Downwards only: a lasting speed-up is the new normal, a lasting slow-down is a fault until
-        somebody acknowledges it."""
+    def _rebase(self, work: Work, residual: float) -> None:
+        """Downwards only: a lasting speed-up is the new normal, a lasting slow-down is a fault until somebody
+        acknowledges it."""
         settings = self.settings
         wide = 2.0 * self.noise.far
+        faster = self._faster
         if residual > -(settings.rebase_floor if settings.rebase_floor > wide else wide):
-            self._faster = self._faster - 4 if self._faster > 4 else 0
-            if not self._faster:
-                self._faster_sum = 0.0
-            return
-        self._faster += 1
-        self._faster_sum += residual
-        if self._faster >= settings.rebase_steps:
-            self._move(self._faster_sum / self._faster)
+            faster.ease()
+        elif not work.prefill and faster.take(work.batch_key, residual) >= settings.rebase_steps:
+            everywhere, by_batch = faster.verdict()
+            if everywhere is not None:
+                self._move(everywhere)
+            else:
+                for key, shift in by_batch.items():
+                    self.model.rescale_batch(key, exp(shift))
+            self._faster = Faster()
 
     def ack(self) -> float:
         """Take the present level as normal (a new version, a known slow-down): the expectation moves to
@@ -367,5 +368,4 @@ class Detector:
         self._evidence.reset()
         self._page.reset()
         self._lost_time = LostTime()
-        self._faster = 0
-        self._faster_sum = 0.0
+        self._faster = Faster()
