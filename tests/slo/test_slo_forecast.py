@@ -6,10 +6,11 @@ import random
 
 from latencyprism.baseline import StepTime
 from latencyprism.bench.forecast import simulate
-from latencyprism.bench.forecasting import auc, calibration
+from latencyprism.bench.forecasting import Scorer, auc, calibration
 from latencyprism.bench.traces import Arrival
 from latencyprism.records import Request, Step
-from latencyprism.slo.forecast import Forecaster
+from latencyprism.slo.forecast import Fate, Forecaster, Outlook, _Plan
+from latencyprism.slo.pace import Pace
 from latencyprism.slo.residuals import KEPT, KindsOfError, Residuals
 from latencyprism.timeline.requests import UnderWay
 
@@ -133,3 +134,67 @@ def test_scores_are_what_they_are_called() -> None:
     found = calibration([(0.25, n % 4 == 0) for n in range(400)])
     assert found["mean_gap"] == 0.0 and found["worst_gap"] == 0.0
     assert calibration([])["mean_gap"] is None
+
+
+def made(number: int, requests: int, running: int, waiting: int, prefill: int = 0) -> Step:
+    start = number * 20_000_000
+    return Step("x", 0, 0, number, start, start + 19_000_000, None, requests, bool(prefill),
+                requests - bool(prefill), prefill, requests - bool(prefill), 0, 500, 0,
+                running=running, waiting=waiting, gap_ns=0)  # fmt: skip
+
+
+def test_slots_are_known_from_those_that_were_left_behind() -> None:
+    pace = Pace(StepTime())
+    pace.take(made(0, 3, 3, 1, prefill=200))
+    pace.take(made(1, 4, 4, 1, prefill=10))  # the one that waited came in, another has just come
+    assert pace.slots is None
+    pace.take(made(2, 5, 5, 3, prefill=10))
+    pace.take(made(3, 6, 5, 3))  # of three that waited two were left behind; one ended in this step
+    assert pace.slots == 6
+    pace.take(made(4, 6, 6, 2, prefill=200))  # here the chunk was used up: no sign of slots
+    assert pace.slots == 6
+
+
+def test_lengths_still_to_come_are_spread() -> None:
+    pace = Pace(StepTime())
+    few = pace.left_spread(10)
+    assert few == sorted(few) and len(set(few)) > 4 and min(few) >= 1
+    for n in range(200):
+        pace.ended(Request("x", 0, n, 0, output_tokens=100 + n, finish_reason="stop"))
+    assert pace.left_spread(0)[0] > 100 and pace.left_spread(0)[-1] < 300
+    assert all(1 <= left <= 50 for left in pace.left_spread(250))
+    assert min(pace.left_spread(10**6)) >= 1
+
+
+def test_whoever_waits_for_a_slot_waits_for_the_first_that_ends_not_for_the_usual_end() -> None:
+    forecaster = taught()
+    rng = random.Random(1)
+    ended = [
+        Request("x", 0, -n, 0, output_tokens=int(rng.lognormvariate(4, 1)) + 1, finish_reason="stop")
+        for n in range(300)
+    ]
+    forecaster.ended(ended)
+    forecaster.pace.slots = 16
+    running = [flight(n, first_step=1, first_token_ns=1, tokens=10) for n in range(16)]
+    plan = _Plan(forecaster.pace, [*running, flight(99)])
+    usual = plan.tokens_s(forecaster.pace.left_tokens(10), True)
+    assert plan.first_token_s[99] < usual / 3
+
+
+def test_what_is_settled_is_not_scored_and_what_is_certain_is() -> None:
+    scorer = Scorer({"ttft": S, "tpot": S})
+    for n in range(15):
+        now = (n + 1) * S // 5
+        fates = (Fate(1, 1.0, None, True), Fate(2, 0.0, None, now < S // 2))
+        scorer.look(Outlook(now, fates, 0.5, 0.5, 0.5, 2))
+    scorer.ended([Request("x", 0, 1, 0, ttft_ns=3 * S), Request("x", 0, 2, 0, ttft_ns=S // 2)])
+    told = scorer.result()["ttft"]["any_time_before"]
+    assert told["n"] == 4 + 2 and told["auc"] == 1.0
+
+
+def test_a_long_queue_costs_a_bounded_time() -> None:
+    forecaster = taught()
+    forecaster.pace.slots = 8
+    many = [flight(n, prompt_tokens=500) for n in range(3000)]
+    waits = [_Plan(forecaster.pace, many).first_token_s[n] for n in (1, 50, 500, 2999)]
+    assert waits == sorted(waits) and waits[-1] > 10 * waits[1]

@@ -42,7 +42,7 @@ class Scorer:
         self._sampled_ns = outlook.time_ns
         self._outlooks.append(outlook)
         for fate in outlook.fates:
-            if fate.ttft is not None and fate.waiting and fate.ttft < 1.0:
+            if fate.ttft is not None and fate.waiting:
                 self._samples["ttft"].append(Sample(outlook.time_ns, fate.request, fate.ttft, True))
             if fate.tpot is not None:
                 self._samples["tpot"].append(Sample(outlook.time_ns, fate.request, fate.tpot, fate.waiting))
@@ -69,6 +69,8 @@ class Scorer:
             if request is None or value is None or request.arrival_ns is None:
                 continue
             violated = value > limit_ns
+            if metric == "ttft":  # once its limit is over nothing is left to foretell
+                samples = [s for s in samples if s.time_ns < request.arrival_ns + limit_ns]
             everywhere += [(sample.chance, violated) for sample in samples]
             due_ns = _due_ns(request, metric, limit_ns)
             before = [s for s in samples if s.time_ns <= due_ns - AHEAD_NS]
