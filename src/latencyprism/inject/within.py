@@ -87,8 +87,7 @@ def _plan(
     effect: Callable[[Sequence[Report], float], Effect],
 ) -> Plan:
     tenancy = Tenancy(request.target.pid, part, share, options, time.monotonic_ns)
-    # Getting in took its time: the duration begins now.
-    spec = {"file": tenancy.descriptor, "until_ns": request.until_ns()}
+    spec = {"file": tenancy.descriptor, "duration_ns": int(request.duration_s * 1e9)}
     return Plan("lessee.py", [spec], intervals, effect, (tenancy.descriptor,), tenancy.end)
 
 

@@ -1,9 +1,9 @@
 """Renews the lease of a disturbance inside the target: ``python -I -S lessee.py SPEC``, a JSON object.
 
-``file``: descriptor of the shared file (``tenant/base.py`` has its words); ``until_ns`` (CLOCK_MONOTONIC):
-when it is over. The lease is taken back at that moment, when standard input closes, or when the parent is
-gone; it runs out by itself where this process is killed, too. One JSON line when it begins, one when the
-target says that it has put everything back.
+``file``: descriptor of the shared file (``tenant/base.py`` has its words); ``duration_ns``: how long,
+from the moment at which this process has started. The lease is taken back then, when standard input
+closes, or when the parent is gone; it runs out by itself where this process is killed, too. One JSON line
+when it begins, one when the target says that it has put everything back.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
         # To be on time although the machine is busy; it sleeps nearly always.
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(2))
     say(thread=words[W_THREAD])
-    renew(words, spec["until_ns"])
+    renew(words, time.monotonic_ns() + spec["duration_ns"])
     words[W_LEASE_NS] = 0
     end = time.monotonic() + ANSWER_S
     while words[W_STATE] == LIVE and time.monotonic() < end:
