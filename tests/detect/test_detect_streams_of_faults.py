@@ -93,8 +93,8 @@ def test_a_preemption_and_its_recomputation_are_work() -> None:
         took = (15.0 + again * 0.1) * math.exp(rng.gauss(0.0, 0.01))
         end = now + int(took * 1e6)
         phase = "mixed" if again else "decode"
-        step = Step("e", 0, 0, number, now, end, phase, 8, int(bool(again)), 7, again, 7, 0, 3000, again * 400,
-                    preempted=int(number % 50 == 45))  # fmt: skip
+        step = Step("e", 0, 0, number, now, end, phase, 8, int(bool(again)), 7, again, 7, 0, 3000,
+                    again * 400, preempted=int(number % 50 == 45))  # fmt: skip
         firing = detector.observe(step)
         found += [firing] if firing and number > 300 else []
         now = end + 50_000

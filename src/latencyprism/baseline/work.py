@@ -70,19 +70,27 @@ def work_of(step: Step) -> Work | None:
         decode = width > 0
     if not decode and tokens <= 0:
         return None
-    context = max(0, step.context_tokens or 0)
-    attention = max(0, step.attention_work or 0)
-    bucket = batch_bucket(width)
+    context, attention = step.context_tokens or 0, step.attention_work or 0
+    bucket = width if width <= 8 else batch_bucket(width)
     tokens_key = half_octave(tokens) if tokens > 0 else 0
-    return Work(
-        decode,
-        tokens > 0,
-        min(width / BATCH_UNIT, TERM_MAX),
-        min(context / CONTEXT_UNIT, TERM_MAX),
-        min(tokens / PREFILL_UNIT, TERM_MAX),
-        min(attention / ATTENTION_UNIT, TERM_MAX),
-        bucket,
-        bucket * FINE + half_octave(context),
-        tokens_key,
-        tokens_key * FINE + half_octave(attention) if tokens > 0 else 0,
+    u, v = width / BATCH_UNIT, context / CONTEXT_UNIT if context > 0 else 0.0
+    t, a = tokens / PREFILL_UNIT, attention / ATTENTION_UNIT if attention > 0 else 0.0
+    return _new(
+        Work,
+        (
+            decode,
+            tokens > 0,
+            u if u < TERM_MAX else TERM_MAX,
+            v if v < TERM_MAX else TERM_MAX,
+            t if t < TERM_MAX else TERM_MAX,
+            a if a < TERM_MAX else TERM_MAX,
+            bucket,
+            bucket * FINE + half_octave(context),
+            tokens_key,
+            tokens_key * FINE + half_octave(attention) if tokens > 0 else 0,
+        ),
     )
+
+
+_new = tuple.__new__
+"""Half the time of the class's own way, which is a function in Python."""

@@ -15,6 +15,8 @@ from latencyprism.detect.settings import Settings
 from latencyprism.detect.tail import WILD
 from latencyprism.records.step import Step
 
+SCALES_EVERY, YOUNG_STEPS = 8, 200
+"""The stream's scales move slowly: they are looked at this often, in a young stream always."""
 TELLING_STEPS = 50
 MEMORABLE = 50
 """Residuals kept for ``ack``."""
@@ -57,6 +59,7 @@ class Detector:
         self._stalled = False
         self._clock_ms = self._page_held_ms = 0.0
         self._lost_time = LostTime()
+        self._scales = (self.noise.far, self.noise.wander, self.noise.long_run_variance())
         self._typical_ms = 0.0
         self._gap = 0.0
         self._faster = Faster()
@@ -140,7 +143,9 @@ class Detector:
             head = found.drift if work.prefill and found.drift < 0.0 else 0.0
             stall_page = over + head > (page.stall_floor if page.stall_floor > limit else limit)
             stall_page = stall_page and found.ms * (exp(stretch) - exp(-head)) >= settings.page_stall_ms
-        far, wander, variance = noise.far, noise.wander, noise.long_run_variance()
+        if self.steps % SCALES_EVERY == 0 or self.steps < YOUNG_STEPS:
+            self._scales = (noise.far, noise.wander, noise.long_run_variance())
+        far, wander, variance = self._scales
         bare = residual - allowance - self._lower_level(work, residual)
         fast = bare - self._head
         if waking:
