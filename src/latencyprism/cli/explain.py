@@ -17,6 +17,7 @@ from latencyprism.faces.contrast import contrast
 from latencyprism.faces.report import write_report
 from latencyprism.recorder import Capture, read_capture
 from latencyprism.records import Step
+from latencyprism.sentinel.finish import finish
 
 NAME = "explain"
 HELP = "say in words what a capture holds"
@@ -48,6 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="the N slowest requests in full, and as many slow steps (default: 5 of each, in short)",
     )
+    parser.add_argument(
+        "--again", action="store_true",
+        help="work the verdict out again from the records, and say whether it is the one in the capture",
+    )  # fmt: skip
     parser.add_argument("--report", type=Path, metavar="FILE", help="write an HTML report, readable offline")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of words")
     explain_export.add_arguments(parser)
@@ -74,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
         _tell_step(capture, args.step, args.json)
     elif args.request is not None:
         _tell_request(capture, args.request, args.json)
+    elif args.again:
+        return _diagnose_again(capture, args.json)
     elif args.json:
         print(json.dumps(_as_json(capture, _SHOWN if args.slowest is None else args.slowest), default=str))
     else:
@@ -82,10 +89,26 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _diagnose_again(capture: Capture, as_json: bool) -> int:
+    """1 if it comes out differently, as it does when the signatures have changed since."""
+    if not isinstance(capture.meta.get("onset_ns"), int):
+        raise BadInput("there is nothing to diagnose", "no alert says where the trouble began")
+    stored = capture.verdict.to_dict() if capture.verdict is not None else None
+    again = finish(capture).verdict
+    assert again is not None
+    same = stored == json.loads(json.dumps(again.to_dict()))
+    if as_json:
+        print(json.dumps(_finite({"verdict": again.to_dict(), "same": same})))
+    else:
+        print("\n".join(story.tell_verdict(again)))
+        print("the same as in the capture" if same else "NOT the same as in the capture")
+    return 0 if same else 1
+
+
 def _tell_artefact(args: argparse.Namespace) -> int:
     """A Verdict on two periods of somebody else's recording."""
-    for option in ("step", "request", "slowest", "report"):
-        if getattr(args, option) is not None:
+    for option in ("step", "request", "slowest", "report", "again"):
+        if getattr(args, option) not in (None, False):
             raise BadInput(f"--{option} does not go with --format latencyprism-artefact", "it has no steps")
     verdict = judge(read_folder(args.capture))
     if args.json:

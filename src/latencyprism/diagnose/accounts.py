@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from latencyprism.diagnose.tracks import Foreign, Series, Tracks
-from latencyprism.records import Evidence, Span
 
 Values = dict[tuple[str, str], float]
 
@@ -37,6 +36,10 @@ def host_signals(
         _thread_signals(" ".join(track), named, start_ns, end_ns, base_ns, stretched, steps, tracks, out)
     for name, named in tracks.processes(roles):
         _process_signals(name, named, start_ns, end_ns, base_ns, steps, out)
+    for name, named in tracks.servers():
+        cpu = _grown(named.get("cpu_ns"), start_ns, end_ns)
+        if cpu is not None:
+            out["server_cpu", name] = cpu / base_ns
     for signal, counter in (("psi_io", "psi_io_some_ns"), ("psi_memory", "psi_memory_some_ns")):
         grown = _grown(tracks.machine(counter), start_ns, end_ns)
         if grown is not None:
@@ -96,7 +99,7 @@ def _on_its_cpus(
     """What others took of the CPUs that a thread runs on, and of the CPUs it does not."""
     if not len(visited):
         return
-    shares = {int(cpu): float((visited == cpu).mean()) for cpu in set(visited.tolist())}
+    shares = {int(cpu): float((visited == cpu).mean()) for cpu in sorted(set(visited.tolist()))}
     stolen = [
         (share, _grown(tracks.machine(f"cpu{cpu}_steal_ns"), start_ns, end_ns))
         for cpu, share in shares.items()
@@ -127,6 +130,9 @@ def _process_signals(
         grown = _grown(named.get(counter), start_ns, end_ns)
         if grown is not None:
             out[signal, name] = grown / steps
+    again = _grown(named.get("tcp_segments_sent_again"), start_ns, end_ns)
+    if again is not None:
+        out["tcp_again", name] = again / steps
     whole = _grown(named.get("cpu_ns"), start_ns, end_ns)
     if whole is not None:
         mains = [
@@ -144,30 +150,6 @@ def _frequency(tracks: Tracks, start_ns: int, end_ns: int, out: Values) -> None:
     readings = np.concatenate(seen) if seen else np.zeros(0)
     if len(readings):
         out["frequency", ""] = float(readings.mean())
-
-
-def span_signals(spans: Sequence[Span], start_ns: int, end_ns: int, base_ns: float) -> Values:
-    """Scheduler spans (``run-queue …``, ``off-CPU …``) added up per thread; those that say *stopped* count as
-    such. They speak where the sampled counters do not."""
-    out: Values = {}
-    for span in spans:
-        overlap = min(end_ns, span.end_ns) - max(start_ns, span.start_ns)
-        signal = scheduler_signal(span)
-        if overlap > 0 and signal is not None:
-            key = (signal, " ".join(span.track))
-            out[key] = out.get(key, 0.0) + overlap / base_ns
-    return out
-
-
-def scheduler_signal(span: Span) -> str | None:
-    """The signal that a scheduler span speaks for; None for any other span."""
-    name = span.name.lower()
-    if name.startswith("run-queue"):
-        return "runqueue"
-    if name.startswith("off-cpu"):
-        said = name + " " + " ".join(str(value).lower() for _, value in span.details)
-        return "stopped" if "stopp" in said else "offcpu"
-    return None
 
 
 def frozen_signals(
@@ -230,23 +212,6 @@ def visited_cpus(tracks: Tracks, roles: Mapping[int, str]) -> set[int]:
         cpus = named["cpu"].values.tolist() if "cpu" in named else []
         found |= {int(cpu) for cpu in set(cpus) if cpus.count(cpu) > 0.1 * len(cpus)}
     return found
-
-
-def preemptors(spans: Sequence[Span], roles: Mapping[int, str]) -> list[Evidence]:
-    """The process that took the CPU away for the longest, as the scheduler's spans name it."""
-    taken_ns: dict[tuple[int, str], float] = {}
-    for span in spans:
-        details = dict(span.details)
-        pid = details.get("preempted_by")
-        if scheduler_signal(span) == "runqueue" and isinstance(pid, int) and pid not in roles:
-            who = (pid, str(details.get("preempted_by_comm", "?")))
-            taken_ns[who] = taken_ns.get(who, 0.0) + span.end_ns - span.start_ns
-    if not taken_ns:
-        return []
-    pid, name = max(taken_ns, key=lambda who: taken_ns[who])
-    total_ms = round(taken_ns[pid, name] / 1e6, 2)
-    text = f"process {pid} ({name}) took the CPU away for {total_ms} ms in this window"
-    return [Evidence("culprit", None, total_ms, text)]
 
 
 def culprits(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from latencyprism.diagnose import evidence, posterior
-from latencyprism.diagnose.accounts import culprits, per_normal_cpu, preemptors, visited_cpus
+from latencyprism.diagnose import advice, evidence, posterior
+from latencyprism.diagnose.accounts import culprits, per_normal_cpu, visited_cpus
 from latencyprism.diagnose.location import where
 from latencyprism.diagnose.shifts import Shift, blocks, compare
 from latencyprism.diagnose.signals import Expectations, Values, WindowReader, worked
 from latencyprism.diagnose.signatures import Table, builtin_table
+from latencyprism.diagnose.waits import preemptors
 from latencyprism.records import Evidence, Ranked, Verdict, Window
 
 _NEEDED = {
@@ -23,6 +25,16 @@ _NEEDED = {
 }
 _LEAST_CULPRIT_CORES = 0.05
 _MOST_CULPRITS = 3
+
+
+class Compared(NamedTuple):
+    """``extents``: of the reference and the suspect window, None where one is empty."""
+
+    before: WindowReader
+    now: WindowReader
+    extents: tuple[tuple[int, int], tuple[int, int]] | None
+    shifts: dict[str, Shift]
+    seconds: float
 
 
 def localise(
@@ -41,28 +53,64 @@ def localise(
     probabilities include ``none`` (steps take what their work explains) and ``unknown``, and sum to 1.
     """
     table = table or builtin_table()
-    expected = Expectations.learn(worked(reference.steps))
-    before, now = WindowReader(reference, roles, expected), WindowReader(suspect, roles, expected)
-    extents = (before.extent(), now.extent())
-    seconds = (extents[1][1] - extents[1][0]) / 1e9 if extents[1] is not None else 0.0
-    if extents[0] is None or extents[1] is None or extents[0][0] == extents[0][1]:
+    seen = compared(reference, suspect, roles=roles, table=table)
+    if seen.extents is None:
         lost = [*not_available, "the reference or the suspect window is empty"]
-        return Verdict("unknown", 1.0, [Ranked("unknown", 1.0)], [], len(suspect.steps), seconds, lost)
-    known = (extents[0], extents[1])
-    shifts = _shifts(table, before, now, known)
-    chances = posterior.probabilities(table, shifts)
-    ranking = [Ranked(cause, p) for cause, p in sorted(chances.items(), key=lambda item: (-item[1], item[0]))]
+        return Verdict("unknown", 1.0, [Ranked("unknown", 1.0)], [], len(suspect.steps), seen.seconds, lost)
+    before, now, shifts, expected = seen.before, seen.now, seen.shifts, seen.before.expected
+    chances = posterior.judged(table, shifts)
+    ranking = ranked(chances)
+    together = together_of(chances)
     step_ms = expected.step.typical / 1e6 if expected is not None else None
     said = evidence.lines(table, ranking[0].cause, shifts, step_ms)
     if ranking[0].cause not in ("none", "unknown"):
-        said = _culprit_lines(ranking[0].cause, before, now, known) + said
+        said = _culprit_lines(ranking[0].cause, before, now, seen.extents) + said
     place = where(reference, suspect, expected)
     if place not in ("not located", "no excess"):
         said.append(Evidence("where", None, None, f"most of the lost time is in: {place}"))
     missing = [what for signal, what in _NEEDED.items() if signal not in shifts]
     lost = list(dict.fromkeys([*not_available, *missing]))
     top = ranking[0]
-    return Verdict(top.cause, top.probability, ranking, said, len(now.steps), seconds, lost)
+    return Verdict(
+        top.cause,
+        top.probability,
+        ranking,
+        said,
+        len(now.steps),
+        seen.seconds,
+        lost,
+        together=together,
+        together_probability=chances.together_probability if together else None,
+        remedy=advice.remedies(together or [top.cause]),
+        settle=advice.settle(ranking, together),
+    )
+
+
+def ranked(chances: posterior.Chances) -> list[Ranked]:
+    """Causes by probability; ties by name, so that the same evidence gives the same order."""
+    items = sorted(chances.causes.items(), key=lambda item: (-item[1], item[0]))
+    return [Ranked(cause, p) for cause, p in items]
+
+
+def together_of(chances: posterior.Chances) -> list[str]:
+    """Two causes at once, where that alone is likelier than everything else."""
+    if chances.together_probability <= 0.5:
+        return []
+    return sorted(chances.together, key=lambda cause: (-chances.causes[cause], cause))
+
+
+def compared(
+    reference: Window, suspect: Window, *, roles: Mapping[int, str], table: Table | None = None
+) -> Compared:
+    """The two windows, measured; the first half of ``localise``."""
+    expected = Expectations.learn(worked(reference.steps))
+    before, now = WindowReader(reference, roles, expected), WindowReader(suspect, roles, expected)
+    extents = (before.extent(), now.extent())
+    seconds = (extents[1][1] - extents[1][0]) / 1e9 if extents[1] is not None else 0.0
+    if extents[0] is None or extents[1] is None or extents[0][0] == extents[0][1]:
+        return Compared(before, now, None, {}, seconds)
+    known = (extents[0], extents[1])
+    return Compared(before, now, known, _shifts(table or builtin_table(), before, now, known), seconds)
 
 
 def _shifts(

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from latencyprism.diagnose.accounts import scheduler_signal
 from latencyprism.diagnose.signals import Expectations, worked
+from latencyprism.diagnose.waits import scheduler_signal
 from latencyprism.diagnose.workline import column
 from latencyprism.records import Span, Step, Window
 

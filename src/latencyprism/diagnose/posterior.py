@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import combinations
 from math import lgamma, log, pi
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,21 +16,31 @@ from latencyprism.diagnose.signatures import Signature, Table
 Array = npt.NDArray[np.float64]
 
 _FREEDOM = 4.0
-_STRENGTHS = np.geomspace(0.02, 8.0, 28)
+STRENGTHS = np.geomspace(0.02, 8.0, 28)
 """Slow-downs considered, in shares of a normal step, each as likely a priori (log-uniform)."""
 _TOLERANCE = 0.35
 """A signature's shape is believed to this relative accuracy."""
 _MAGNITUDES = np.array([0.15, 0.3, 0.6, 1.2, 2.4, 4.8])
-_TEMPER = 0.7
+_PARTS = (0.1, 0.25, 0.5, 1.0)
+"""Of the slow-down, by which a signal that goes along with it may rise."""
+TEMPER = 0.7
 """Signals are not independent; each counts for less than a whole observation."""
 
-_PRIOR_NONE, _PRIOR_UNKNOWN, _PRIOR_CAUSES = 0.6, 0.08, 0.32
+_PRIOR_NONE, _PRIOR_UNKNOWN, _PRIOR_CAUSES = 0.6, 0.04, 0.36
+_PRIOR_PAIRS, _MOST_PAIRED = 0.5, 6
+"""Of each two causes that are both visible, times their priors; at most so many are paired."""
+_SPLITS = np.array([0.2, 0.35, 0.5, 0.65, 0.8])
 _VISIBLE, _WITHOUT_KEY = 2.0, 0.05
 """A cause whose key signals did not move by so many sigma is held for so much less likely."""
-_LATENCY = ("slow", "level", "stall")
+_LATENCY = ("slow", "level", "stall", "arrival_lag", "delivery_lag")
 _ACCOUNTS, _HARMLESS = frozenset({"throttled", "stopped", "gc", "steal"}), (0.02, 0.1)
-_FOLLOWING = frozenset({"level", "stall", "cpu", "cpu_least", "idle", "offcpu", "frozen"})
+_WORK = frozenset({"work", "prefill_tokens", "cached_tokens", "preempted"})
+"""What changes here changes what users wait for, though each step takes what its work explains."""
+_FOLLOWING = frozenset(
+    {"level", "stall", "cpu", "cpu_least", "idle", "offcpu", "slept", "frozen", "arrival_lag", "delivery_lag"}
+)
 """They go along with a slow-down of any cause: who waits for the slow one sleeps or spins longer."""
+_LAGS = frozenset({"arrival_lag", "delivery_lag"})
 _LOCATION_ONLY = frozenset({"schedule", "execute", "sample", "update", "gap"})
 
 
@@ -61,36 +73,57 @@ def _directed(shift: Shift, sign: float) -> Array:
     return np.asarray(np.logaddexp.reduce(each) - log(len(means)))
 
 
-def _coupled(shift: Shift, table: Table, coupling: float) -> Array:
-    """Moved by ``coupling`` times the slow-down; one value per strength."""
+def coupled(shift: Shift, table: Table, rises: Array) -> Array:
+    """Moved as a rise by each of ``rises`` moves it; one value for each."""
     spec = table.signals[shift.signal]
-    means = np.array([expected_move(spec, shift.normal, coupling * s) for s in _STRENGTHS])
+    means = np.array([expected_move(spec, shift.normal, rise) for rise in rises.tolist()])
     exact = log_t(shift.moved, means, np.sqrt(shift.sigma**2 + (_TOLERANCE * means) ** 2))
     return _mixed(0.97, exact, np.broadcast_to(_anywhere(shift), exact.shape))
 
 
-def _move(shift: Shift, table: Table, move: float | str | None, drift: float) -> Array:
+def along(shift: Shift, table: Table, strengths: Array) -> Array:
+    """Stayed, or rose by a part of the slow-down."""
+    parts = [coupled(shift, table, part * strengths) for part in _PARTS]
+    rose = np.asarray(np.logaddexp.reduce(parts, axis=0) - log(len(_PARTS)))
+    return _mixed(0.45, _stays(shift, 0.2), rose)
+
+
+def moved_so(
+    shift: Shift, table: Table, move: float | str | None, drift: float, strengths: Array = STRENGTHS
+) -> Array:
+    """Log likelihood of a shift under what a signature says of its signal; one value for each strength, or
+    one for all."""
     if move is None:
         return _stays(shift, drift)
     if move == "free":
         return _mixed(0.5, log_t(shift.moved, 0.0, shift.sigma), _anywhere(shift))
     if move == "with":
-        return _mixed(0.45, _stays(shift, 0.2), _coupled(shift, table, 1.0))
+        return along(shift, table, strengths)
     if isinstance(move, str):
         return _directed(shift, 1.0 if move == "up" else -1.0)
-    return _coupled(shift, table, move)
+    return coupled(shift, table, move * strengths)
+
+
+def drift_of(signal: str) -> float:
+    """Chance that a signal moved for a reason of its own. Where a cause does not lengthen steps beyond their
+    work, a lengthened step speaks against it."""
+    return 0.01 if signal in _LATENCY else 0.02 if signal in _ACCOUNTS else 0.1
+
+
+def move_of(signature: Signature, signal: str) -> float | str | None:
+    """What a cause does to a signal; requests wait for the step that is under way, whatever makes it long."""
+    move = signature.signals.get(signal)
+    return "with" if move is None and signal in _LAGS and "slow" in signature.signals else move
 
 
 def _cause(signature: Signature, shifts: Mapping[str, Shift], table: Table) -> float:
-    total = np.zeros(len(_STRENGTHS))
+    total = np.zeros(len(STRENGTHS))
     for name, shift in shifts.items():
-        # Where a cause does not lengthen steps beyond their work, a lengthened step speaks against it.
-        drift = 0.01 if name in _LATENCY else 0.02 if name in _ACCOUNTS else 0.1
-        one = _move(shift, table, signature.signals.get(name), drift)
+        one = moved_so(shift, table, move_of(signature, name), drift_of(name))
         if name in signature.key and signature.seen < 1:
             one = _mixed(signature.seen, one, _stays(shift, 0.01))
-        total = total + _TEMPER * one
-    return float(np.logaddexp.reduce(total) - log(len(_STRENGTHS)))
+        total = total + TEMPER * one
+    return float(np.logaddexp.reduce(total) - log(len(STRENGTHS)))
 
 
 def _none(shifts: Mapping[str, Shift]) -> float:
@@ -98,18 +131,24 @@ def _none(shifts: Mapping[str, Shift]) -> float:
     cannot lose without becoming longer."""
     total = 0.0
     for name, shift in shifts.items():
-        drift, reach = (0.002, 1.0) if name in _LATENCY else _HARMLESS if name in _ACCOUNTS else (0.3, 1.0)
-        total += _TEMPER * float(_stays(shift, drift, reach))
+        drift, reach = (0.3, 1.0)
+        if name in _LATENCY:
+            drift = 0.002
+        elif name in _ACCOUNTS:
+            drift, reach = _HARMLESS
+        elif name in _WORK:
+            drift = 0.1
+        total += TEMPER * float(_stays(shift, drift, reach))
     return total
 
 
 def _unknown(shifts: Mapping[str, Shift], table: Table) -> float:
     """Steps take longer, and each other signal may have moved on its own."""
-    total = np.zeros(len(_STRENGTHS))
+    total = np.zeros(len(STRENGTHS))
     for name, shift in shifts.items():
         move: float | str | None = 1.0 if name == "slow" else "with" if name in _FOLLOWING else None
-        total = total + _TEMPER * _move(shift, table, move, 0.15)
-    return float(np.logaddexp.reduce(total) - log(len(_STRENGTHS)))
+        total = total + TEMPER * moved_so(shift, table, move, 0.15)
+    return float(np.logaddexp.reduce(total) - log(len(STRENGTHS)))
 
 
 def considered(table: Table, shifts: Mapping[str, Shift]) -> list[Signature]:
@@ -117,7 +156,7 @@ def considered(table: Table, shifts: Mapping[str, Shift]) -> list[Signature]:
     return [signature for signature in table.causes.values() if any(key in shifts for key in signature.key)]
 
 
-def _key_moved(signature: Signature, shifts: Mapping[str, Shift]) -> bool:
+def key_moved(signature: Signature, shifts: Mapping[str, Shift]) -> bool:
     """Whether any signal that sets the cause apart visibly moved the way it should."""
     for name in signature.key:
         sign = -1.0 if signature.signals.get(name) == "down" else 1.0
@@ -126,23 +165,78 @@ def _key_moved(signature: Signature, shifts: Mapping[str, Shift]) -> bool:
     return False
 
 
-def probabilities(table: Table, shifts: Mapping[str, Shift]) -> dict[str, float]:
-    """Cause -> probability, with ``none`` and ``unknown``; sums to 1. Where no latency signal was
-    observed, ``none`` cannot be told and everything rests on ``unknown``."""
+class Chances(NamedTuple):
+    """``causes``: cause -> probability, ``none`` and ``unknown`` among them; sums to 1. What belongs to two
+    causes at once is divided between them. ``together``: the likeliest two at once and their probability."""
+
+    causes: dict[str, float]
+    together: tuple[str, ...]
+    together_probability: float
+
+
+def judged(table: Table, shifts: Mapping[str, Shift]) -> Chances:
+    """Where no latency signal was observed, ``none`` cannot be told and everything rests on ``unknown``."""
     used = {name: shift for name, shift in shifts.items() if name not in _LOCATION_ONLY}
     if "slow" not in used:
-        return {"unknown": 1.0}
+        return Chances({"unknown": 1.0}, (), 0.0)
     weight = sum(signature.prior for signature in table.causes.values())
-    scores = {
-        "none": log(_PRIOR_NONE) + _none(used),
-        "unknown": log(_PRIOR_UNKNOWN) + _unknown(used, table),
+    scores: dict[tuple[str, ...], float] = {
+        ("none",): log(_PRIOR_NONE) + _none(used),
+        ("unknown",): log(_PRIOR_UNKNOWN) + _unknown(used, table),
     }
+    visible = []
     for signature in considered(table, used):
         prior = _PRIOR_CAUSES * signature.prior / weight
-        if signature.seen == 1 and not _key_moved(signature, used):
+        if key_moved(signature, used):
+            visible.append(signature)
+        elif signature.seen == 1:
             prior *= _WITHOUT_KEY
-        scores[signature.cause] = log(prior) + _cause(signature, used, table)
+        scores[signature.cause,] = log(prior) + _cause(signature, used, table)
+    visible.sort(key=lambda signature: (-scores[signature.cause,], signature.cause))
+    for first, second in combinations(visible[:_MOST_PAIRED], 2):
+        prior = _PRIOR_PAIRS * first.prior * second.prior / weight**2
+        pair = (first.cause, second.cause)
+        scores[pair] = log(prior) + both(first, second, used, table)
+    return _shared(scores)
+
+
+def _shared(scores: Mapping[tuple[str, ...], float]) -> Chances:
     largest = max(scores.values())
-    raw = {cause: float(np.exp(score - largest)) for cause, score in scores.items()}
+    raw = {causes: float(np.exp(score - largest)) for causes, score in scores.items()}
     total = sum(raw.values())
-    return {cause: value / total for cause, value in raw.items()}
+    found: dict[str, float] = {}
+    for causes, value in raw.items():
+        for cause in causes:
+            found[cause] = found.get(cause, 0.0) + value / total / len(causes)
+    pairs = [causes for causes in raw if len(causes) == 2]
+    best = max(pairs, key=lambda causes: raw[causes], default=())
+    return Chances(found, best, raw[best] / total if best else 0.0)
+
+
+def both(first: Signature, second: Signature, shifts: Mapping[str, Shift], table: Table) -> float:
+    """Log likelihood of two causes at once, each with a part of the slow-down; strength and part averaged
+    out."""
+    parts, strengths = (grid.ravel() for grid in np.meshgrid(_SPLITS, STRENGTHS))
+    total = np.zeros(len(strengths))
+    for name, shift in shifts.items():
+        moves = (move_of(first, name), move_of(second, name))
+        numbers = [move if isinstance(move, (int, float)) else 0.0 for move in moves]
+        if "free" in moves:
+            one = moved_so(shift, table, "free", 0.0)
+        elif any(numbers):
+            rises = strengths * (numbers[0] * parts + numbers[1] * (1 - parts))
+            one = coupled(shift, table, rises)
+            if "with" in moves:  # the other's part may show here, too
+                one = _mixed(0.5, one, coupled(shift, table, strengths))
+        else:
+            named = [move for move in moves if move is not None]
+            directed = [move for move in named if move in ("up", "down")]
+            move = (directed or named or [None])[0]
+            one = moved_so(shift, table, move, drift_of(name), strengths)
+        total = total + TEMPER * one
+    return float(np.logaddexp.reduce(total) - log(len(total)))
+
+
+def probabilities(table: Table, shifts: Mapping[str, Shift]) -> dict[str, float]:
+    """``judged(...).causes``."""
+    return judged(table, shifts).causes

@@ -17,13 +17,17 @@ _MOST_BLOCKS = 16
 _LEAST_BLOCK_NS = 1_000_000_000
 _STEPS_A_BLOCK = 6
 _MOST_SHARE = 0.98
+_OF_BUSY, _MATTERS = ("idle", "voluntary", "involuntary", "frozen", "runqueue"), 0.2
+"""Signals that count of threads which use at least this share of a normal step on a CPU, where there are
+such: who sleeps nearly all the time sleeps longer in a longer step, whatever lengthens it."""
 _COUNT_SPREAD = 0.25
 """Smallest run-to-run spread believed of a count or a mean, as log ratio."""
 
 
 class Shift(NamedTuple):
     """``normal``, ``now``: the signal's values (see ``signals``); ``moved``: the change on the signal's log
-    scale; ``sigma``: its uncertainty: the reference's spread from block to block, and the floor."""
+    scale; ``sigma``: its uncertainty: the reference's spread from block to block, and the floor. ``spread``:
+    standard deviation of the signal's values over the blocks; NaN for too few of them."""
 
     signal: str
     where: str
@@ -31,6 +35,7 @@ class Shift(NamedTuple):
     now: float
     moved: float
     sigma: float
+    spread: float = math.nan
 
     @property
     def z(self) -> float:
@@ -76,18 +81,23 @@ def compare(
     by_signal: dict[str, list[Shift]] = {}
     # A reference window in which nobody was stopped has no span that says so.
     reference = {**{key: 0.0 for key in suspect if key[0] == "stopped"}, **reference}
-    for key in reference.keys() & suspect.keys():
+    for key in sorted(reference.keys() & suspect.keys()):  # sums must come out the same again
         spec = table.signals.get(key[0])
         if spec is not None:
             history = [part[key] for part in parts if key in part]
             shift = _shift(spec, key[1], reference[key], history, suspect[key], unfamiliar)
             by_signal.setdefault(key[0], []).append(shift)
+    matter = {where for (name, where), value in reference.items() if name == "cpu" and value > _MATTERS}
+    for name in _OF_BUSY:
+        found = [shift for shift in by_signal.get(name, []) if shift.where in matter]
+        if found:
+            by_signal[name] = found
     picked = {name: max(found, key=lambda s: (s.z, s.where)) for name, found in by_signal.items()}
     busy = set(busy_threads(reference))
     least = [s for s in by_signal.get("cpu", []) if s.where in busy]
     if least and "cpu_least" in table.signals:
         picked["cpu_least"] = min(least, key=lambda s: (s.z, s.where))._replace(signal="cpu_least")
-    return picked
+    return dict(sorted(picked.items()))
 
 
 _PREDICTED = frozenset({"slow", "level", "stall"})
@@ -108,4 +118,5 @@ def _shift(
         spread = 3 * floor
     doubt = 0.5 * unfamiliar if spec.name in _PREDICTED else 0.0
     moved = on_log_scale(spec, now) - on_log_scale(spec, normal)
-    return Shift(spec.name, where, normal, now, moved, math.sqrt(spread**2 + floor**2 + doubt**2))
+    raw = float(np.std(history)) if enough else math.nan
+    return Shift(spec.name, where, normal, now, moved, math.sqrt(spread**2 + floor**2 + doubt**2), raw)

@@ -20,8 +20,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from latencyprism.diagnose.accounts import frozen_signals, host_signals, span_signals
+from latencyprism.diagnose.accounts import frozen_signals, host_signals
+from latencyprism.diagnose.request_signals import request_signals
 from latencyprism.diagnose.tracks import Tracks
+from latencyprism.diagnose.waits import Waits
 from latencyprism.diagnose.workline import WorkLine, column
 from latencyprism.records import Step, Window
 
@@ -29,7 +31,9 @@ Array = npt.NDArray[np.float64]
 Values = dict[tuple[str, str], float]
 
 PHASE_COLUMNS = ("schedule_ns", "execute_ns", "sample_ns", "update_ns")
-_STEP_TIMES = {"runqueue_ns": "runqueue", "throttled_ns": "throttled", "gc_ns": "gc"}
+_STEP_TIMES = {
+    "runqueue_ns": "waited", "offcpu_ns": "slept", "throttled_ns": "throttled", "gc_ns": "gc",
+}  # fmt: skip
 _STEP_COUNTS = {"major_faults": "major_faults", "preempted": "preempted"}
 _STEP_LEVELS = {"waiting": "waiting", "prefill_tokens": "prefill_tokens", "cached_tokens": "cached_tokens"}
 _SPIKE = 1.0
@@ -68,7 +72,9 @@ class WindowReader:
         self.steps.sort(key=lambda step: step.end_ns)
         self.roles = roles
         self.tracks = Tracks.of(window.counters, roles)
-        self.spans = sorted(window.spans, key=lambda span: span.end_ns)
+        self.spans = window.spans
+        self.waits = Waits(window.spans, roles)
+        self.requests = window.requests
         self.expected = expected
         self._ends = column(self.steps, "end_ns")
         self._durations = self._ends - column(self.steps, "start_ns")
@@ -101,11 +107,11 @@ class WindowReader:
             out.update(frozen_signals(self.tracks, self.roles, stalls, start_ns, end_ns, predicted_ns))
         stretched = (1 + out["slow", ""]) if ("slow", "") in out else 1.0
         out.update(host_signals(self.tracks, self.roles, start_ns, end_ns, base_ns, stretched, max(steps, 1)))
-        if any(signal == "runqueue" and where for signal, where in out):
-            # By thread it can be set against the CPU time used, which on a busy machine grows with any step.
-            out.pop(("runqueue", ""), None)
+        if self.expected is not None:
+            step_ns = self.expected.step.typical
+            out.update(request_signals(self.requests, start_ns, end_ns, step_ns))
         counted = {signal for signal, _ in out}
-        for key, value in span_signals(self.spans, start_ns, end_ns, base_ns).items():
+        for key, value in self.waits.measure(start_ns, end_ns, base_ns).items():
             # Spans may cover only a deep look of seconds: the sampler counts all the time.
             if key[0] not in counted or key[0] == "stopped":
                 out[key] = value

@@ -16,6 +16,7 @@ Track = tuple[str, ...]
 
 _LEAST_COVERED = 0.4
 NEIGHBOUR = "neighbour "
+SERVER = "API server"
 SEEN = "neighbours_looked_ns"
 
 
@@ -100,6 +101,12 @@ class Tracks:
             name = f"{role} {pid}"
             if (name, "process") in self.series:
                 yield name, self.series[name, "process"]
+
+    def servers(self) -> Iterable[tuple[str, dict[str, Series]]]:
+        """Processes that take requests in and hand answers out, where they are not the engine itself."""
+        for track, named in self.series.items():
+            if track[0].startswith(SERVER) and track[-1] == "process":
+                yield track[0], named
 
 
 def _series(points: list[tuple[float, float]]) -> Series:

@@ -266,6 +266,13 @@ def _evidence(capture: Capture) -> Iterator[str]:
                 f'<td class="n">{_e(number(entry.now))}</td></tr>'
             )
         yield "</table></div>"
+    if verdict.together:
+        both = " and ".join(map(str, verdict.together))
+        yield f"<p>Two causes at once ({verdict.together_probability or 0.0:.0%}): {_e(both)}.</p>"
+    if verdict.remedy:
+        yield f"<p>What to do: {_e(verdict.remedy)}</p>"
+    if verdict.settle:
+        yield f'<p class="soft">Would settle it: {_e("; ".join(map(str, verdict.settle)))}.</p>'
     others = other_causes(verdict)
     if others:
         told = ", ".join(f"{clean(r.cause, 60)} {r.probability:.0%}" for r in others)

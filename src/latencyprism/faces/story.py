@@ -110,6 +110,13 @@ def tell_verdict(verdict: Verdict | None) -> Iterator[str]:
     for entry in verdict.evidence:
         measured = f"normal {number(entry.normal)}, now {number(entry.now)}"
         yield f"  - {clean(entry.text)} ({clean(entry.signal)}: {measured})"
+    if verdict.together:
+        sure = f"{verdict.together_probability or 0.0:.0%}"
+        yield f"  two causes at once ({sure}): {clean(' and '.join(verdict.together))}"
+    if verdict.remedy:
+        yield f"  what to do: {clean(verdict.remedy)}"
+    for text in verdict.settle:
+        yield f"  would settle it: {clean(text)}"
     others = other_causes(verdict)
     if others:
         yield "  others: " + ", ".join(f"{clean(r.cause)} {r.probability:.0%}" for r in others)

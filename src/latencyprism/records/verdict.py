@@ -45,6 +45,13 @@ class Verdict:
     seconds: float = 0.0
     not_looked_at: list[str] = field(default_factory=list)
     """Sources that were not available, in words."""
+    together: list[str] = field(default_factory=list)
+    """Two causes that are at work at once, where that is likelier than any alone; ``cause`` is one of them."""
+    together_probability: float | None = None
+    remedy: str | None = None
+    """What to do about it."""
+    settle: list[str] = field(default_factory=list)
+    """Where the verdict is not sure: what would show which it is."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

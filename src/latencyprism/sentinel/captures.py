@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from latencyprism.errors import PrismError
 from latencyprism.recorder.trigger import PER_HOUR as ASKED_PER_HOUR
@@ -112,8 +113,10 @@ class Captures:
         """Call often: each moves on by some milliseconds at most."""
         now_ns = time.monotonic_ns()
         for capture in list(self.under_way):
-            known = capture.verdict
+            known, told = capture.verdict, len(capture.early)
             capture.step(now_ns)
+            for verdict in capture.early[told:]:
+                self._say_verdict(capture, verdict, final=False)
             if capture.verdict is not None and known is None:
                 self._say_verdict(capture)
             if capture.result is not None:
@@ -134,12 +137,23 @@ class Captures:
             except BrokenPipeError:
                 self._say(f"capture written: {capture.path}")
 
-    def _say_verdict(self, capture: IncidentCapture) -> None:
+    def _say_verdict(
+        self, capture: IncidentCapture, early: dict[str, Any] | None = None, *, final: bool = True
+    ) -> None:
         """As soon as it is known; the capture's own line follows when the file is whole."""
-        verdict = capture.verdict or {}
+        verdict = early if early is not None else capture.verdict or {}
         identity = capture.alert.id if capture.alert else None
-        self._out.event("verdict", alert=identity, capture=str(capture.path), verdict=verdict)
-        self._say(f"verdict: {verdict.get('cause')} (probability {verdict.get('probability', 0.0):.2f})")
+        after_s = round((time.monotonic_ns() - capture.begun_ns) / 1e9, 3)
+        self._out.event(
+            "verdict",
+            alert=identity,
+            capture=str(capture.path),
+            final=final,
+            after_s=after_s,
+            verdict=verdict,
+        )
+        word = "verdict" if final else "first look"
+        self._say(f"{word}: {verdict.get('cause')} (probability {verdict.get('probability', 0.0):.2f})")
 
     def _finished(self, capture: IncidentCapture) -> None:
         result = capture.result or {}

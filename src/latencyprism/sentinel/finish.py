@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from latencyprism.diagnose import localise
 from latencyprism.recorder.capture import Capture
-from latencyprism.records import Window
+from latencyprism.records import Request, Window
 
 
 def finish(capture: Capture) -> Capture:
@@ -21,16 +21,22 @@ def finish(capture: Capture) -> Capture:
     return capture
 
 
+def _arrived(request: Request) -> int:
+    return request.arrival_ns or 0
+
+
 def split(window: Window, at_ns: int) -> tuple[Window, Window]:
     """What ended before ``at_ns``, and the rest."""
     before = Window(
         [step for step in window.steps if step.end_ns <= at_ns],
         [span for span in window.spans if span.end_ns <= at_ns],
         [counter for counter in window.counters if counter.time_ns <= at_ns],
+        [request for request in window.requests if _arrived(request) <= at_ns],
     )
     after = Window(
         [step for step in window.steps if step.end_ns > at_ns],
         [span for span in window.spans if span.end_ns > at_ns],
         [counter for counter in window.counters if counter.time_ns > at_ns],
+        [request for request in window.requests if _arrived(request) > at_ns],
     )
     return before, after

@@ -12,6 +12,7 @@ from latencyprism.recorder.capture import Capture
 from latencyprism.recorder.deferred import CaptureJob
 from latencyprism.records import Alert
 from latencyprism.sentinel.below_watch import host_tid
+from latencyprism.sentinel.early_verdict import FIRST_S, NEXT_S, EarlyVerdict
 from latencyprism.sentinel.operator_dive import OperatorDive
 from latencyprism.sentinel.replica_watch import ReplicaWatch
 from latencyprism.timeline.clocks import Timeline, read_machine_clocks, wall_clock
@@ -38,7 +39,11 @@ class IncidentCapture:
         self.until_ns = self.begun_ns + int(after_s * 1e9)
         self.result: dict[str, Any] | None = None
         self.verdict: dict[str, Any] | None = None
-        """The verdict as soon as it is known, which is before the file is whole."""
+        """The final verdict as soon as it is known, which is before the file is whole."""
+        self.early: list[dict[str, Any]] = []
+        """Verdicts on what was seen so far, the newest last."""
+        self._early: EarlyVerdict | None = None
+        self._early_at_s = [FIRST_S, NEXT_S] if alert is not None else []
         self._meta = meta or {}
         self._missing: list[str] = []
         self._job: CaptureJob | None = None
@@ -84,6 +89,18 @@ class IncidentCapture:
                 self.watch.below.drain()
         if now_ns >= self.until_ns:
             self._write()
+        else:
+            self._look_early(now_ns)
+
+    def _look_early(self, now_ns: int) -> None:
+        if self._early is not None:
+            self._early.poll()
+            if self._early.over:
+                self.early += [self._early.verdict] if self._early.verdict is not None else []
+                self._early = None
+        elif self._early_at_s and now_ns >= self.begun_ns + int(self._early_at_s[0] * 1e9):
+            self._early_at_s.pop(0)
+            self._early = EarlyVerdict(self._make)
 
     def abandon(self, within_s: float = LEAVE_S) -> None:
         """The watch ends: stop the probes; write what there is if the deep window was still open. Waits."""
@@ -99,6 +116,9 @@ class IncidentCapture:
 
     def _write(self) -> None:
         watch = self.watch
+        if self._early is not None:
+            self._early.close()
+            self._early = None
         if self.operators is not None:
             self.operators.finish()
             self._missing += self.operators.missing
@@ -115,7 +135,8 @@ class IncidentCapture:
     def _make(self) -> Capture:
         """Runs in the forked copy: nothing of it holds up the watch."""
         watch = self.watch
-        since_ns = self.begun_ns - int(BEFORE_S * 1e9)
+        begun_ns = min(watch.onset_ns, self.begun_ns) if self.alerts else self.begun_ns
+        since_ns = begun_ns - int(BEFORE_S * 1e9)
         seen = watch.recorder.window(since_ns, self.until_ns)
         deep_ns = self.begun_ns if self._looks_deep else self.until_ns
         below = watch.below.spans(since_ns, self.until_ns, deep_ns) if watch.below is not None else []

@@ -78,7 +78,7 @@ def moves(
 ) -> dict[str, Move]:
     """Of features on their log scale, one value a cycle or second; those on one side only are absent."""
     found = {}
-    for name in reference.keys() & suspect.keys() & floor.keys():
+    for name in sorted(reference.keys() & suspect.keys() & floor.keys()):
         before, now = reference[name], suspect[name]
         if not len(before) or not len(now):
             continue

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from latencyprism.diagnose import advice
 from latencyprism.diagnose.artefact.features import (
     COUNTERS,
     LAYERS,
@@ -73,7 +74,11 @@ def judge(folder: Folder) -> Verdict:
     elif unseen:
         lost.append("not in both periods: " + ", ".join(unseen))
     cycles = len(folder.cycles.get("abnormal", ()))
-    return Verdict(top.cause, top.probability, ranking, said, cycles, round(_seconds(folder), 3), lost)
+    seconds = round(_seconds(folder), 3)
+    return Verdict(
+        top.cause, top.probability, ranking, said, cycles, seconds, lost,
+        remedy=advice.remedies([top.cause]), settle=advice.settle(ranking),
+    )  # fmt: skip
 
 
 def _lines(cause: str, shifts: Mapping[str, Move], found: Periods) -> list[Evidence]:
