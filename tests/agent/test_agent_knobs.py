@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latencyprism.agent import knobs as orders_module
+from latencyprism.agent.assemble import READERS, assemble_source
 from latencyprism.agent.knobs import KnobOrders
 from latencyprism.agent.probe import knobs as knobs_module
 from latencyprism.agent.probe.knobs import LEAST_TOKENS, Knobs
@@ -193,3 +197,18 @@ def test_another_scheduler_gets_its_own_values(monkeypatch: pytest.MonkeyPatch) 
 def test_no_order_is_an_error(value: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="no order"):
         Setting(monkeypatch).orders.order(tokens=value)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_parts_of_a_probe_do_not_take_each_others_names(reader: str) -> None:
+    """They share one namespace inside the target: the later of two would win there, and in no unit test."""
+    source = Path(knobs_module.__file__).with_name(f"{reader}.py").read_text(encoding="utf-8")
+    names: Counter[str] = Counter()
+    for node in ast.parse(assemble_source(source, {})).body:
+        found = set()
+        if isinstance(node, ast.Assign):
+            found = {part.id for t in node.targets for part in ast.walk(t) if isinstance(part, ast.Name)}
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found = {node.name}
+        names.update(found)
+    assert [name for name, times in names.items() if times > 1 and name != "NULL"] == []

@@ -188,12 +188,14 @@ def _told(watch: WatchProcess) -> dict[str, Any]:
     orders = [entry for entry in entries if _is_order(entry) and "tokens" in entry]
     effects = [e for e in entries if e.get("event") == "guard_effect" and e.get("action") == "shape"]
     tokens = [entry["tokens"] for entry in orders]
+    said = [e["text"] for e in entries if e.get("event") in ("notice", "guard", "gone") and e.get("text")]
     return {
         "orders": len(orders),
         "turns": turns(tokens),
         "tokens": tokens,
         "estimate": next((entry["estimate"] for entry in orders if entry.get("estimate")), None),
         "effect": effects[-1] if effects else None,
+        "notices": said,
     }
 
 

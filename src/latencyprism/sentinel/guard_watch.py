@@ -225,8 +225,13 @@ class GuardWatch(Attendant):
     def _keep(self, guarded: _Guarded, orders: KnobOrders) -> None:
         if guarded.ordered is None or self.options.dry_run:
             return
-        if orders.refused:
+        source = guarded.served.watch.attachment.source
+        blind = isinstance(source, PythonSource) and not source.follows_requests
+        if blind or orders.refused:
             text = "the engine's knobs cannot be turned here; shaping ends"
+            if blind:
+                text = "requests are no longer followed, for what that costs; shaping ends"
+            orders.release()
             self.say(f"guard: {text}")
             self.emit("guard", action="shape", pid=guarded.pid, state="refused", text=text)
             self._end(guarded, "shape", tell=False)

@@ -26,6 +26,9 @@ LOOK_LEAST_NS = 20_000_000
 FORETELL_BURN, FORETELL_MOST, FORETELL_LEAST = 14.4, 0.5, 3
 """A forecast is told where, even at its low end, the share burns the budget so many times too fast (at most
 this share), and as many requests of those under way will violate."""
+BUDGET_PPM = 10_000
+"""What a probe may cost here, of the step time, before it no longer follows requests: without them nothing
+can be judged."""
 FORGET_NS = 30_000_000_000
 HEARD_NS = 60_000_000_000
 
@@ -88,9 +91,12 @@ class SloWatch(Attendant):
         if accounts is None or [a.objective for a in accounts] != holding:
             accounts = [Account(one, self._objectives.windows_of(one)) for one in holding]
             self._kept[place] = accounts
+        source = watch.attachment.source
+        if isinstance(source, PythonSource):
+            source.allow(BUDGET_PPM)
         foretold = [one for metric in ("ttft", "tpot") if (one := _strictest(holding, metric)) is not None]
         forecaster = None
-        if foretold and isinstance(watch.attachment.source, PythonSource):
+        if foretold and isinstance(source, PythonSource):
             limits = {one.metric: one.limit_ns for one in foretold}
             forecaster = Forecaster(watch.detector.model, limits.get("ttft"), limits.get("tpot"))
         served = Served(watch, accounts, forecaster, foretold, attached_ns=time.monotonic_ns())

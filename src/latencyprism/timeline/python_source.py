@@ -197,6 +197,11 @@ class PythonSource:
         """The attachment to the process of the engine loop."""
         return self._sessions[self._engine_pid]
 
+    @property
+    def follows_requests(self) -> bool:
+        """False once the engine's probe was over its budget and dropped that."""
+        return "requests" not in self.engine_session.ring.readings_off()
+
     def arm_deep(self, seconds: float) -> None:
         for session in self._sessions.values():
             session.arm_deep(seconds)

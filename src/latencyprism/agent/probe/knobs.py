@@ -26,7 +26,7 @@ from latencyprism.records.ring import (
 # cut]
 
 TOKENS, SEQUENCES = "max_num_scheduled_tokens", "max_num_running_reqs"
-PROMPT = "long_prefill_token_threshold"
+LONG = "long_prefill_token_threshold"
 LEAST_TOKENS, LEAST_PROMPT, WAITING_SEEN = 16, 4, 8
 """Tokens of a step that prompts keep beside one for each running sequence (more where it drafts)."""
 
@@ -55,14 +55,14 @@ class Knobs:
             words[H_KNOB_ORDER] = 0
             return
         running = len(scheduler.running)
-        room = words[H_KNOB_ROOM] if PROMPT in self.was else 0
+        room = words[H_KNOB_ROOM] if LONG in self.was else 0
         # A scheduler with more running than it may have stops at an assertion of its own.
         asked = words[H_KNOB_TOKENS]
         self.turn(TOKENS, asked + room if asked > 0 else 0, running * self.each + LEAST_TOKENS)
         self.turn(SEQUENCES, words[H_KNOB_SEQUENCES], max(running, 1))
-        if PROMPT in self.was:
-            self.turn(PROMPT, self.share(scheduler, room) if room > 0 else 0, LEAST_PROMPT)
-            words[H_KNOB_PROMPT_NOW] = self.now[PROMPT]
+        if LONG in self.was:
+            self.turn(LONG, self.share(scheduler, room) if room > 0 else 0, LEAST_PROMPT)
+            words[H_KNOB_PROMPT_NOW] = self.now[LONG]
         words[H_KNOB_TOKENS_NOW], words[H_KNOB_SEQUENCES_NOW] = self.now[TOKENS], self.now[SEQUENCES]
         words[H_KNOB_DONE] = order
 
@@ -96,10 +96,10 @@ class Knobs:
         if getattr(scheduler, "max_num_encoder_input_tokens", 0):
             self.probe.say("knobs left alone: images are not split into chunks")
             return False
-        each_prompt = getattr(config, PROMPT, None)
+        each_prompt = getattr(config, LONG, None)
         if type(each_prompt) is int and each_prompt >= 0 and hasattr(scheduler, "waiting"):
-            was[PROMPT] = self.words[H_KNOB_PROMPT_WAS] = each_prompt
-        self.holders = {PROMPT: config}
+            was[LONG] = self.words[H_KNOB_PROMPT_WAS] = each_prompt
+        self.holders = {LONG: config}
         self.scheduler, self.was, self.now, self.each = scheduler, was, dict(was), 1 + drafts
         self.words[H_KNOB_TOKENS_WAS], self.words[H_KNOB_SEQUENCES_WAS] = was[TOKENS], was[SEQUENCES]
         return True
@@ -124,4 +124,4 @@ class Knobs:
                 setattr(holder, name, was)
         words = self.words
         words[H_KNOB_TOKENS_NOW], words[H_KNOB_SEQUENCES_NOW] = self.was[TOKENS], self.was[SEQUENCES]
-        words[H_KNOB_PROMPT_NOW] = self.was.get(PROMPT, 0)
+        words[H_KNOB_PROMPT_NOW] = self.was.get(LONG, 0)
