@@ -81,6 +81,25 @@ def test_too_few_steps_or_many_long_ones_are_looked_at_one_by_one() -> None:
     assert habit.usual is not None
 
 
+def test_durations_that_tell_little_are_not_slept_through() -> None:
+    rng = np.random.default_rng(2)
+    wild = [step(number, 5.0 * float(np.exp(rng.normal(0.0, 0.5)))) for number in range(256)]
+    assert learned(wild).usual is None
+    calm = [step(number, 5.0 * float(np.exp(rng.normal(0.0, 0.15)))) for number in range(256)]
+    assert learned(calm).usual is not None
+
+
+def test_an_alert_about_a_step_that_was_not_long_makes_it_wary_for_a_while() -> None:
+    habit = learned([step(number, 5.0 + number % 7 * 0.01) for number in range(100)])
+    habit.alerted(step(100, 20.0))
+    assert habit.usual is not None
+    habit.alerted(step(101, 5.0))
+    habit.take(step(102, 5.0))
+    assert habit.usual is None
+    habit.take(step(102 + 601, 5.0))  # a minute later
+    assert habit.usual is not None
+
+
 def test_durations_of_nothing_are_no_trouble() -> None:
     habit = learned([step(number, 0.0) for number in range(100)])
     assert habit.usual is not None and habit.usual.long(step(1, 1.0))

@@ -205,7 +205,7 @@ class BelowWatch:
         chosen = found[critical | (found["end_ns"] >= deep_ns)]
         names = {int(tid): thread_name(int(tid)) for tid in np.unique(chosen["tid"]) if tid}
         sockets = socket_inodes(self._processes)
-        calls = [] if self._runtime is None else self._runtime.spans
+        calls = [] if self._runtime is None else self._runtime.spans()
         calls = [span for span in calls if span.end_ns >= since_ns and span.start_ns <= until_ns]
         return [*to_spans(chosen, names, LEAST_SPAN_NS), *machine_spans(found, sockets), *calls]
 

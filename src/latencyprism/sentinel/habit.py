@@ -19,6 +19,10 @@ LONG_SHARE = 0.05
 """Of usual steps, so many are called long."""
 RESTLESS, MEMORY = 0.4, 1 / 16
 """From this share of long ones among the last few on, every step is looked at."""
+SPREAD = 1.6
+"""Where long steps take so many times as long as the median for their tokens, durations say too little."""
+PENALTY_NS = 60_000_000_000
+"""So long every step is looked at after an alert about one that was not called long."""
 FIT_NS = 2_000_000_000
 NEVER_NS, ROUNDING_NS = 1 << 62, 1_000
 
@@ -31,13 +35,20 @@ class Habit:
         self._rows: deque[tuple[int, int, int, int]] = deque(maxlen=KEPT)
         self._known: Usual | None = None
         self._share = 0.0
-        self._fitted_ns = 0
+        self._fitted_ns = self._ended_ns = self._wary_until_ns = 0
 
     @property
     def usual(self) -> Usual | None:
-        return None if self._share > RESTLESS else self._known
+        wary = self._share > RESTLESS or self._ended_ns < self._wary_until_ns
+        return None if wary else self._known
+
+    def alerted(self, step: Step) -> None:
+        """An alert was raised about a step: it should have been a long one."""
+        if self._known is not None and not self._known.long(step):
+            self._wary_until_ns = step.end_ns + PENALTY_NS
 
     def take(self, step: Step) -> None:
+        self._ended_ns = step.end_ns
         gap = -1 if step.gap_ns is None else step.gap_ns
         self._rows.append(
             (step.end_ns - step.start_ns, step.decode_tokens or 0, step.prefill_tokens or 0, gap)
@@ -52,8 +63,9 @@ class Habit:
             self._known = _fit(np.array(self._rows, np.float64))
 
 
-def _fit(rows: npt.NDArray[np.float64]) -> Usual:
-    """Least squares of relative errors, then as much more as leaves ``LONG_SHARE`` above."""
+def _fit(rows: npt.NDArray[np.float64]) -> Usual | None:
+    """Least squares of relative errors, then as much more as leaves ``LONG_SHARE`` above. None where that is
+    much more."""
     took = np.maximum(rows[:, 0], 1.0)
     terms = np.column_stack([np.ones(len(rows)), rows[:, 1], rows[:, 2]])
     scaled = terms / took[:, None]
@@ -64,7 +76,11 @@ def _fit(rows: npt.NDArray[np.float64]) -> Usual:
     line = terms @ found
     if not np.all(line > 0.0):
         found, line = np.array([1.0, 0.0, 0.0]), np.ones(len(rows))
-    prices = found * _above(took / line, LONG_SHARE)
+    ratios = took / line
+    long = _above(ratios, LONG_SHARE)
+    if long > SPREAD * _above(ratios, 0.5):
+        return None
+    prices = found * long
     gaps = rows[rows[:, 3] >= 0.0, 3]
     gap_ns = int(_above(gaps, LONG_SHARE / 2)) if gaps.size else NEVER_NS
     base, decode, prefill = (int(price) for price in prices)

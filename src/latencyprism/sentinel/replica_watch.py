@@ -140,7 +140,7 @@ class ReplicaWatch:
     def settle(self) -> bool:
         """True if nothing is waiting to be polled and the source will wake us where it must."""
         source = self.attachment.source
-        usual = None if self.prompt else self._habit.usual
+        usual = None if self.prompt or self.detector.incident_open else self._habit.usual
         if usual is not self._told:
             self._told = usual
             source.wake_beyond(usual)
@@ -167,6 +167,7 @@ class ReplicaWatch:
             return None
         self._alerted = key
         self._alerted_ns = step.end_ns
+        self._habit.alerted(step)
         if firing.level == "page":
             self.counts.page += 1
         else:

@@ -14,6 +14,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from latencyprism.bpf.prices import Prices, measure_calls
 from latencyprism.errors import PrismError
 from latencyprism.host.processes import thread_name
@@ -70,7 +73,10 @@ class RuntimeDive:
     """Begins at once, in a thread. ``finish``, then ``spans``, ``calls`` and ``missing``."""
 
     def __init__(self, dives: RuntimeDives) -> None:
-        self.spans: list[Span] = []
+        # As they came, 56 bytes each: made into spans by the copy of the watch that writes the capture.
+        self._seen: list[tuple[RuntimeProbe, npt.NDArray[np.void]]] = []
+        self._room = MOST_SPANS
+        self._tracks: dict[int, tuple[str, ...]] = {}
         self.calls: list[dict[str, Any]] = []
         """Those that took the most time: library, symbol, calls, total_ms, longest_ms."""
         self.missing: list[str] = []
@@ -108,13 +114,16 @@ class RuntimeDive:
                     probe.close()
 
     def _take(self, probe: RuntimeProbe) -> None:
-        room = MOST_SPANS - len(self.spans)
-        self.spans += probe.spans(_tracks(probe.pid))[: max(0, room)]
+        calls = probe.calls()[: self._room]
+        if len(calls):
+            self._room -= len(calls)
+            self._seen.append((probe, calls))
 
     def _end(self, probes: list[RuntimeProbe]) -> None:
         totals = []
         for probe in probes:
             self._take(probe)
+            self._tracks |= _tracks(probe.pid)
             totals += [(call.total_ns, probe.pid, call) for call in probe.totals() if call.calls]
             if probe.lost:
                 self.missing.append(f"runtime calls: {probe.lost} were lost as spans of their own")
@@ -130,6 +139,10 @@ class RuntimeDive:
             }
             for _, pid, call in totals[:MOST_CALLS]
         ]
+
+    def spans(self) -> list[Span]:
+        """Calls of 20 us and longer, on the lane ``runtime`` of their thread."""
+        return [span for probe, calls in self._seen for span in probe.drawn(calls, self._tracks)]
 
     def finish(self) -> None:
         """Have the last calls; the probes go away after that, by the thread. Takes milliseconds."""

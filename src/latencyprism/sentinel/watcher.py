@@ -21,6 +21,7 @@ from latencyprism.records.alert import LEVELS
 from latencyprism.sentinel import below_watch
 from latencyprism.sentinel.attendant import Attendant, Attendants, Raised
 from latencyprism.sentinel.captures import Captures
+from latencyprism.sentinel.heap import keep_small
 from latencyprism.sentinel.incident_capture import IncidentCapture
 from latencyprism.sentinel.priority import OnTime
 from latencyprism.sentinel.replica_watch import ReplicaWatch
@@ -108,6 +109,7 @@ class Watcher:
 
     def attach_all(self) -> None:
         """Attach to what ``options.pid`` names, or to every engine found. TargetRefused if to none."""
+        keep_small()
         replicas = discover_any(self.options.pid)
         # What is left after start-up is never garbage (``run`` freezes it); later collections are short. Now,
         # because after the attach steps wait.

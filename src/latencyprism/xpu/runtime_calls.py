@@ -6,6 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from latencyprism.attach.maps import open_mapped
 from latencyprism.bpf.budget import CallBudget
 from latencyprism.bpf.calls import CallProbe, Function
@@ -101,10 +104,18 @@ class RuntimeProbe:
             for (library, symbol), total in zip(self._symbols, self._probe.totals())
         ]
 
+    def calls(self) -> npt.NDArray[np.void]:
+        """Calls of at least ``min_ns`` since the last look; for ``drawn``."""
+        return self._probe.read()
+
     def spans(self, threads: Mapping[int, tuple[str, ...]]) -> list[Span]:
-        """Calls since the last look as spans, on the track that ``threads`` gives their thread (TID)."""
+        """The same as spans."""
+        return self.drawn(self.calls(), threads)
+
+    def drawn(self, calls: npt.NDArray[np.void], threads: Mapping[int, tuple[str, ...]]) -> list[Span]:
+        """Calls as spans, on the track that ``threads`` gives their thread (TID)."""
         found = []
-        for call in self._probe.read():
+        for call in calls:
             library, symbol = self._symbols[int(call["function"])]
             tid = int(call["tid"])
             track = threads.get(tid, (f"process {self.pid}", f"thread {tid}"))
