@@ -33,7 +33,7 @@ from latencyprism.errors import BadInput, PrismError
 
 MIN_NS, DEEP_MIN_NS = 50_000, 5_000
 NEVER_NS = 1 << 62
-RING_BYTES = 4 << 20
+RING_BYTES = 2 << 20
 _MAX_TARGETS = 250
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 
