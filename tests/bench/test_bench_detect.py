@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from latencyprism.bench.boosted_trees import BoostedTrees
+from latencyprism.bench.detect_recorded import Event, judged
 from latencyprism.bench.footing import model_bytes
 from latencyprism.bench.rivals import NAMES, rivals
 from latencyprism.detect.graded import Fault, contaminate, grade, shifts, shuffled
@@ -134,3 +135,28 @@ def test_the_whole_table_from_a_file(tmp_path: Path) -> None:
     result = json.loads(done.stdout)
     assert {"fault_free", "faults", "cold", "contaminated", "workload_shifts", "model_bytes"} <= set(result)
     assert set(result["contaminated"]["f1_lost"]) == {"mult_0.05", "mult_0.1"}
+
+
+def test_a_recording_is_judged_by_the_times_at_which_the_injectors_were_at_work() -> None:
+    rng, steps, now = random.Random(3), [], 10**9
+    stops, slow = (1500, 1600, 1700), range(1900, 2000)
+    for number in range(2100):
+        prefill = 200 if number % 25 == 0 else 0
+        ms = (20.0 + (30.0 if prefill else 0.0)) * rng.gauss(1.0, 0.02)
+        ms = ms + 50.0 if number in stops else ms * 1.8 if number in slow else ms
+        end = now + int(ms * 1e6)
+        phase, chunks = ("mixed", 1) if prefill else ("decode", 0)
+        steps.append(
+            Step("e", 0, 0, number, now, end, phase, 8, chunks, 7, prefill, 7, 0, 2000, prefill * 200)
+        )
+        now = end + 100_000
+    events = [Event("stop", steps[at].start_ns + 1000, steps[at].end_ns - 1000) for at in stops]
+    events.append(Event("neighbour_1", steps[1900].start_ns, steps[1999].end_ns))
+    result = judged(steps, events, steps[1400].start_ns)
+    ours = result["detectors"]["evidence"]
+    assert ours["found"] == {"stop": "3 of 3", "neighbour_1": "1 of 1"}
+    assert ours["false_episodes"] <= 2
+    assert result["detectors"]["page"]["found"]["neighbour_1"] == "1 of 1"
+    assert set(NAMES) < set(result["detectors"])
+    assert result["error"]["decode_mean"] < 0.03 and result["error"]["mixed_to_decode"] < 2.0
+    assert result["mixed_steps"] == 84

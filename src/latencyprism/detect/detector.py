@@ -178,6 +178,10 @@ class Detector:
             stall_page = shift_page = lost = False
         if not (shift or stall or shift_page or lost):
             return None
+        if stretch <= 0.0 and not self.paging and (shift_page or lost):
+            # Nobody is called at a step that is fast itself; if it is not over, the next one tells.
+            self._evidence.onset = self._page.onset if shift_page else self._lost_time.onset
+            shift, shift_page, lost = True, False, False
         paged = stall_page or shift_page or lost
         if shift_page:
             kind, onset = "shift", self._page.onset

@@ -44,7 +44,7 @@ class IncidentWatch(Attendant):
             self._recovered(watch, incident, window)
         moved = watch.detector.moved
         shift, self._moved[watch] = moved - self._moved.get(watch, moved), moved
-        if shift:
+        if shift < 0.0:  # upwards somebody has acknowledged it, which is told
             percent = expm1(shift) * 100.0
             self.emit(
                 "rebased", engine=watch.replica.engine, pid=watch.replica.engine_pid,
