@@ -198,3 +198,12 @@ def test_a_long_queue_costs_a_bounded_time() -> None:
     many = [flight(n, prompt_tokens=500) for n in range(3000)]
     waits = [_Plan(forecaster.pace, many).first_token_s[n] for n in (1, 50, 500, 2999)]
     assert waits == sorted(waits) and waits[-1] > 10 * waits[1]
+
+
+def test_prompt_tokens_since_a_step() -> None:
+    pace = Pace(StepTime())
+    assert pace.prefilled_since(0) == 0
+    for number in range(10, 20):
+        pace.take(made(number, 2, 2, 0, prefill=number))
+    assert pace.prefilled_since(19) == 19 and pace.prefilled_since(18) == 37
+    assert pace.prefilled_since(0) == sum(range(10, 20)) and pace.prefilled_since(25) == 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ class GuardWatch(Attendant):
         guarded = self._guarded.get(watch.replica.engine_pid)
         if guarded is None:
             return
-        expected = dict(list(watch.expected)[-len(window.steps) - 1 :]) if window.steps else {}
+        expected = dict(islice(reversed(watch.expected), len(window.steps) + 1))
         violated = [guarded.served.violates(request) for request in window.requests]
         for effect in guarded.effects.values():
             for step in window.steps:

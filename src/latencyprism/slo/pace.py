@@ -140,20 +140,11 @@ class Pace:
         return [float(max(1, ranked[place + int(part * known)] - had)) for part in parts]
 
     def prefilled_since(self, step: int) -> int:
-        """Prompt tokens computed in the steps from this one on."""
-        for number, total in self._done:
-            if number >= step:
-                before = total - self._prefill_at(number)
-                return self._total - before
-        return 0
-
-    def _prefill_at(self, step: int) -> int:
-        before = 0
-        for number, total in self._done:
-            if number == step:
-                return total - before
-            before = total
-        return 0
+        """Prompt tokens computed in the steps from this one on, as far back as they are kept."""
+        for number, total in reversed(self._done):
+            if number < step:
+                return self._total - total
+        return self._total - (self._done[0][1] if len(self._done) == STEPS_KEPT else 0)
 
     def step_s(self, decode: int, prefill: int, reach: float | None = None) -> float | None:
         """What a step with so much work should take now, with the gap before it; None: nothing is known.
