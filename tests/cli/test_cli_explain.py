@@ -70,7 +70,7 @@ def test_one_step_is_told_with_its_spans_and_what_was_not_seen(capsys: pytest.Ca
 
 def test_a_step_that_is_not_there_and_a_file_that_is_none_are_refused(tmp_path: Path) -> None:
     arguments = argparse.Namespace(
-        capture=GOLDEN, format="capture", step=99, slowest=5, report=None, json=False
+        output=None, capture=GOLDEN, format="capture", step=99, slowest=5, report=None, json=False
     )
     with pytest.raises(BadInput, match="it holds steps 0 to 29"):
         explain.run(arguments)

@@ -10,16 +10,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sentinel_stepping import watch_of_this_process
+from sentinel_stepping import Stepping, watch_of_this_process
 
+from latencyprism.attach.process import read_process
 from latencyprism.cli import record
 from latencyprism.cli.main import main
+from latencyprism.engines.discovery import Member, Replica
 from latencyprism.recorder import Capture, read_capture, write_raw
 from latencyprism.recorder.leftovers import leftovers
 from latencyprism.recorder.tape_reading import HeldTape, TapeFile, read_tape, tapes_in
 from latencyprism.records import Step
 from latencyprism.sentinel import flight_tape, recovery
+from latencyprism.sentinel.incident_capture import IncidentCapture
 from latencyprism.sentinel.recovery import Recovery, recovered, sweep
+from latencyprism.sentinel.replica_watch import ReplicaWatch
+from latencyprism.sentinel.targets import Attachment
 
 HERE = Path(__file__).parent
 
@@ -239,3 +244,27 @@ def test_recover_writes_it_at_once_and_only_once(
     watch.close()
     assert main(["record"]) == 2
     assert "no process was named" in capsys.readouterr().err
+
+
+def test_an_engine_that_ends_in_the_middle_of_a_deep_look_leaves_a_capture_that_opens(tmp_path: Path) -> None:
+    engine = subprocess.Popen([sys.executable, "-c", "while True: sum(range(9999))"])
+    try:
+        replica = Replica("vllm", 0, (Member(read_process(engine.pid), "engine"),), "0.0")
+        watch = ReplicaWatch(Attachment(replica, Stepping(), [], None))
+        time.sleep(0.3)
+        watch.poll()
+        capture = IncidentCapture(watch, None, tmp_path / "a.pftrace", after_s=30.0, deep=True)
+        capture.step(time.monotonic_ns())
+        time.sleep(0.3)
+    finally:
+        engine.kill()
+        engine.wait()
+    watch.poll()
+    watch.sample_host(time.monotonic_ns())
+    capture.step(time.monotonic_ns())
+    capture.abandon()
+    watch.close()
+    assert capture.result is not None and not capture.result.get("error"), capture.result
+    back = read_capture(tmp_path / "a.pftrace")
+    assert len(back.steps) > 40 and not back.notices
+    assert back.meta["deep_probe"]["disarmed_ns"] - back.meta["deep_probe"]["armed_ns"] < 20_000_000_000

@@ -10,6 +10,7 @@ from latencyprism.faces import request_words, wording
 from latencyprism.faces.contrast import Contrast, contrast
 from latencyprism.faces.wording import clean, ms, number, part_of
 from latencyprism.recorder import Capture
+from latencyprism.recorder.drawing import step_gaps
 from latencyprism.records import STEP_COLUMNS, Alert, Ranked, Step, Verdict
 from latencyprism.timeline.breakdown import Breakdown, SpanIndex, break_down
 
@@ -76,6 +77,9 @@ def _heading(capture: Capture, path: str) -> Iterator[str]:
         yield "  not available: " + "; ".join(clean(entry) for entry in missing)
     for notice in capture.notices:
         yield f"  NOTE: {clean(notice)}"
+    gone = sum(after.step - before.step - 1 for _, before, after in step_gaps(capture.steps))
+    if gone:
+        yield f"  NOTE: {gone} steps between the first and the last are not recorded"
 
 
 def _alert(alert: Alert) -> Iterator[str]:

@@ -69,6 +69,7 @@ def replica_name(engine: str, replica: int, rank: int) -> str:
 def _step_slices(
     steps: list[Step], expected_ms: list[float | None] | None, book: TrackBook, flows: Flows
 ) -> Iterator[Slice]:
+    yield from _gaps(steps, book)
     for place, step in enumerate(steps):
         owner = replica_name(step.engine, step.replica, step.rank)
         details: list[tuple[str, Any]] = [
@@ -91,6 +92,25 @@ def _step_slices(
                 lane = book.track((owner, "phases"), rank=2)
                 yield Slice(lane, phase.removesuffix("_ns"), start_ns, end_ns, [("step", step.step)])
                 start_ns = end_ns
+
+
+def _gaps(steps: list[Step], book: TrackBook) -> Iterator[Slice]:
+    """Steps whose numbers are missing between two others."""
+    for owner, before, after in step_gaps(steps):
+        count = after.step - before.step - 1
+        name = f"{count} step{'' if count == 1 else 's'} not recorded"
+        yield Slice(book.track((owner, "steps"), rank=1), name, before.end_ns, after.start_ns)
+
+
+def step_gaps(steps: list[Step]) -> Iterator[tuple[str, Step, Step]]:
+    """Whose, the step before and the step after each hole in their numbers."""
+    last: dict[str, Step] = {}
+    for step in sorted(steps, key=lambda step: step.step):
+        owner = replica_name(step.engine, step.replica, step.rank)
+        before = last.get(owner)
+        if before is not None and step.step > before.step + 1 and step.start_ns >= before.end_ns:
+            yield owner, before, step
+        last[owner] = step
 
 
 def _span_slices(window: Window, book: TrackBook, flows: Flows) -> Iterator[Slice]:
