@@ -181,6 +181,26 @@ def test_steps_in_which_all_decode_are_told_in_short_and_say_the_same(tmp_path: 
     assert reader.header(ring.H_COST_STEPS) >= 8 and reader.header(ring.H_ERRORS) == 0
 
 
+def test_the_budget_holds_for_short_records_too(tmp_path: Path) -> None:
+    reader, said = run_target(
+        tmp_path,
+        STEADY
+        + """
+p = sys.modules["_latencyprism_probe"]
+s.n = 10
+go(10)
+type(p.budget).judge.__globals__["FLOOR_NS"] = 0  # these steps are far too short for any probe
+go(1500)
+print(json.dumps({"gone": "_latencyprism_probe" not in sys.modules, "wrapped": hasattr(
+    Scheduler.update_from_output, "__wrapped__")}))
+""",
+    )
+    assert said == {"gone": True, "wrapped": False}
+    assert reader.header(ring.H_STATE) == ring.STATE_OVER_BUDGET and "over budget" in reader.message()
+    # Four windows in a row, seen to in every fourth step.
+    assert 4 * 128 <= reader.records() <= 6 * 128 and reader.header(ring.H_ERRORS) == 0
+
+
 def test_a_total_that_is_no_plain_integer_is_not_asked_to_be_one(tmp_path: Path) -> None:
     reader, _ = run_target(tmp_path, STEADY + "s.n, HOSTILE = 10, 1\ngo(6)\n")
     assert [step["context_tokens"] for step in steps_of(reader)] == [3 * (10 + n) for n in range(6)]
