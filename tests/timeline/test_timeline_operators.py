@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latencyprism.agent.operator_ring import OperatorRecords
@@ -48,6 +48,7 @@ def programs(draw: st.DrawFn) -> tuple[list[Row], list[tuple[int, int, int, int]
     return rows, calls
 
 
+@settings(deadline=None)
 @given(programs())
 def test_every_whole_call_is_found_with_its_own_end(program: tuple[list[Row], list[Row]]) -> None:
     rows, calls = program
@@ -64,6 +65,7 @@ def test_every_whole_call_is_found_with_its_own_end(program: tuple[list[Row], li
         assert got == wanted
 
 
+@settings(deadline=None)
 @given(programs(), st.sets(st.integers(0, 60)))
 def test_around_a_loss_nothing_is_matched_wrongly(
     program: tuple[list[Row], list[Row]], lost: set[int]

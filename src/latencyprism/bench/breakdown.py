@@ -20,6 +20,7 @@ from latencyprism.sentinel.incident_capture import IncidentCapture
 from latencyprism.sentinel.replica_watch import ReplicaWatch
 from latencyprism.sentinel.targets import attach
 from latencyprism.timeline.breakdown import PARTS, Breakdown, SpanIndex, break_down
+from latencyprism.timeline.overlap import overlaps
 
 TARGET_MEDIAN, TARGET_P95 = 0.05, 0.10
 PERIOD_S = 0.05
@@ -98,6 +99,7 @@ def told(capture: Capture) -> dict[str, Any]:
         for name, ns in (one.states or {}).items():
             states[name] = states.get(name, 0) + ns
     seen_ns = sum(one.step.duration_ns for one in with_states)
+    hidden = [one.overlap_ns for one in overlaps(found) if one.overlap_ns is not None]
     return {
         "steps": len(found),
         "step_ms_p50": round(float(np.median([one.step.duration_ms for one in found])), 3),
@@ -108,6 +110,7 @@ def told(capture: Capture) -> dict[str, Any]:
         "states": {name: round(ns / seen_ns, 5) for name, ns in sorted(states.items())} if seen_ns else None,
         "gap_share": round(sum(one.gap_ns or 0 for one in found) / whole, 5),
         "idle_share": round(sum(one.idle_ns or 0 for one in found) / whole, 5),
+        "overlap_share": round(sum(hidden) / whole, 5) if hidden else None,
         "gc_share": _column(found, "gc_ns", whole),
         "major_faults": _total(found, "major_faults"),
         "largest_sum_error_ns": max(abs(sum(one.sums.values()) - one.step.duration_ns) for one in found),
