@@ -40,13 +40,13 @@ LOOK_NS = 100_000_000
 SLOTS = 16
 SCALE = Scale(prompt=8.0, output=2.0, longest_prompt=1200, longest_output=250)
 """Answers that take seconds, and a hundred of them in a minute or so."""
-SIMULATED = {"slots": SLOTS, "base_ms": 16.0, "decode_ms": 1.0, "noise": 0.2}
+SIMULATED = {"slots": SLOTS, "base_ms": 16.0, "decode_ms": 1.0, "noise": 0.2, "wander": 0.1}
 """About as fast as the real one on a core."""
 
 
 def simulated_rate(plan: Sequence[Arrival], load: float) -> float:
     """Requests a second that are ``load`` of what the simulated engine gets done in a closed loop."""
-    closed = [arrival._replace(at_s=0.0) for arrival in scaled(plan[:200], 1.0, SCALE)]
+    closed = [arrival._replace(at_s=0.0) for arrival in scaled(plan[:500], 1.0, SCALE)]
     run = SimulatedEngine(closed, **SIMULATED)  # type: ignore[arg-type]
     begun = run.now_ns
     while not run.over:
