@@ -87,7 +87,7 @@ class Detector:
             return None
         noise = self.noise
         residual = log(observed / found.ms)
-        offset = noise.offset()
+        offset = noise.prompt_offset() if work.prefill else noise.offset()
         idle = self._idle_ms(step, work)
         waking = not idle and hole_ns > IDLE_NS
         stretch = log((observed + idle) / found.ms) - offset
@@ -314,6 +314,8 @@ class Detector:
             size = residual if residual >= 0.0 else -residual
             top = 4.0 * noise.prefill + 0.02
             noise.prefill += ((size if size < top else top) - noise.prefill) * 0.05
+            if not self.paging:
+                noise.follow_prompt(residual)
         elif found.known:
             if firing is None and found.allowance > SHOWN_WORTH:
                 self._show(work.context_key, residual)

@@ -25,13 +25,15 @@ WILD = 4.0
 """A difference counts for at most this multiple of the present mean difference."""
 FOLLOW = 0.3
 REACH = 2.0
+OWN = 0.7
 
 
 class Noise:
     """Scales, tail and present drift of one stream. Plain numbers and one ring of ``LAG`` residuals."""
 
     __slots__ = ("count", "d_far", "d_mid", "d_near", "drift", "error_bare", "error_drift", "far_tail",
-                 "place", "prefill", "ring", "tail")  # fmt: skip
+                 "place", "prefill", "prompt_bare", "prompt_drift", "prompt_error", "ring",
+                 "tail")  # fmt: skip
 
     def __init__(self) -> None:
         self.ring: list[float | None] = [None] * LAG
@@ -43,6 +45,8 @@ class Noise:
         self.tail = Tail(0.02, 2.0 * FIRST, FIRST)
         self.far_tail = Tail(0.002, 3.0 * FIRST, 0.25)
         self.prefill = 0.0
+        self.prompt_drift = 0.0
+        self.prompt_error = self.prompt_bare = FIRST
 
     @property
     def near(self) -> float:
@@ -74,6 +78,31 @@ class Noise:
     def offset(self) -> float:
         """Present speed of the machine as a log offset, 0 where following it does not pay."""
         return self.drift if self.error_drift < 0.9 * self.error_bare else 0.0
+
+    def prompt_offset(self) -> float:
+        """The same for steps with prefill. Prefill leans on other parts of the machine than decode, so that
+        their drift is mostly their own."""
+        decode = self.offset()
+        if self.prompt_error >= self.prompt_bare:
+            return decode
+        return OWN * self.prompt_drift + (1.0 - OWN) * decode
+
+    def follow_prompt(self, residual: float) -> None:
+        """Move the drift of steps with prefill towards the residual of one."""
+        drift = self.prompt_drift
+        ahead = residual - drift
+        size = ahead if ahead >= 0.0 else -ahead
+        bare = residual - self.offset()
+        bare = bare if bare >= 0.0 else -bare
+        wide = self.prefill if self.prefill > self.d_near else self.d_near
+        top = WILD * wide
+        self.prompt_error += ((size if size < top else top) - self.prompt_error) * 0.05
+        self.prompt_bare += ((bare if bare < top else top) - self.prompt_bare) * 0.05
+        if size > top:
+            ahead = top if ahead > 0.0 else -top
+        drift += FOLLOW * ahead
+        bound = REACH * wide
+        self.prompt_drift = bound if drift > bound else -bound if drift < -bound else drift
 
     def take(self, residual: float, calm: bool) -> None:
         """One residual. ``calm`` False while an incident is paged: nothing is learned from it then."""
@@ -116,4 +145,4 @@ class Noise:
     def clear_ring(self) -> None:
         """Forget the last residuals, as after a rebase."""
         self.ring = [None] * LAG
-        self.drift = 0.0
+        self.drift = self.prompt_drift = 0.0
