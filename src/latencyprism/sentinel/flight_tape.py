@@ -13,11 +13,12 @@ import numpy as np
 from latencyprism import __version__
 from latencyprism.bpf.waits import INTERVAL_DTYPE, Intervals
 from latencyprism.errors import PrismError
+from latencyprism.host.processes import thread_name
 from latencyprism.recorder.capture import Capture
 from latencyprism.recorder.tape import Tape, tape_folder
 from latencyprism.recorder.tape_reading import Taped
 from latencyprism.records import Alert
-from latencyprism.sentinel.below_watch import LEAST_SPAN_NS, host_tid, socket_inodes, thread_name
+from latencyprism.sentinel.below_watch import LEAST_SPAN_NS, host_tid, socket_inodes
 from latencyprism.timeline.attribution import machine_spans, to_spans
 from latencyprism.timeline.clocks import Timeline, read_machine_clocks, wall_clock
 
