@@ -8,6 +8,7 @@ first guess.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
 from math import ceil
@@ -23,6 +24,8 @@ from latencyprism.timeline.requests import UnderWay
 SAMPLE_NS = 500_000_000
 SAMPLES_MOST = 60
 FEW_TOKENS = 4
+MANY_TOKENS = (16, 64)
+"""The mean of so many tokens is steadier than that of fewer: their errors are kept apart."""
 OPEN_MOST = 4096
 SURE, LIKELY = 0.9, 0.1
 LAID_OUT = 128
@@ -75,8 +78,8 @@ class _Open:
         self.first_ns: int | None = None
         self.ttft: list[tuple[int, int, float]] = []
         """(when ns, kind, predicted s from then on)"""
-        self.tpot: list[tuple[int, float]] = []
-        """(kind, predicted s)"""
+        self.tpot: list[tuple[int, int, float]] = []
+        """(group of tokens, kind, predicted s)"""
 
 
 class Forecaster:
@@ -88,7 +91,7 @@ class Forecaster:
         self.ttft_limit_s = None if ttft_limit_ns is None else ttft_limit_ns / 1e9
         self.tpot_limit_s = None if tpot_limit_ns is None else tpot_limit_ns / 1e9
         self._ttft = KindsOfError((0.03, 0.1, 0.25, 0.6, 1.5, 4.0))
-        self._tpot = KindsOfError((0.0, 0.15, 0.4, 0.7, 0.85))
+        self._tpot = [KindsOfError((0.0, 0.15, 0.4, 0.7, 0.85)) for _ in range(len(MANY_TOKENS) + 1)]
         self._open: dict[int, _Open] = {}
 
     def steps(self, steps: Iterable[Step]) -> None:
@@ -104,8 +107,8 @@ class Forecaster:
             if opened.ttft and request.ttft_ns is not None and request.arrival_ns is not None:
                 self._settle_ttft(opened, request.arrival_ns + request.ttft_ns)
             if request.tpot_ns is not None:
-                for kind, predicted in opened.tpot:
-                    self._tpot.add(kind, predicted, request.tpot_ns / 1e9)
+                for group, kind, predicted in opened.tpot:
+                    self._tpot[group].add(kind, predicted, request.tpot_ns / 1e9)
 
     def look(self, now_ns: int, flights: Sequence[UnderWay]) -> Outlook:
         plan = _Plan(self.pace, flights)
@@ -169,10 +172,12 @@ class Forecaster:
             spent_s = max(now_ns - flight.first_token_ns, 0) / 1e9 if had else 0.0
         left = self.pace.left_tokens(had + 1)
         predicted = (spent_s + plan.tokens_s(left, flight.first_token_ns is not None)) / (had + left)
-        kind = self._tpot.kind(had / (had + left) if had >= FEW_TOKENS else 0.0)
+        group = bisect_right(MANY_TOKENS, had)
+        errors = self._tpot[group]
+        kind = errors.kind(had / (had + left) if had >= FEW_TOKENS else 0.0)
         if sample and len(opened.tpot) < SAMPLES_MOST:
-            opened.tpot.append((kind, predicted))
-        return self._tpot.probability(kind, predicted, limit_s)
+            opened.tpot.append((group, kind, predicted))
+        return errors.probability(kind, predicted, limit_s)
 
     def _settle_ttft(self, opened: _Open, first_ns: int) -> None:
         for when_ns, kind, predicted in opened.ttft:
