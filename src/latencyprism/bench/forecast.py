@@ -182,13 +182,19 @@ def run(
     options = Options(slots=SLOTS, context=2048, batch_tokens=256)
     with serve.start(engine, options) as server:  # type: ignore[arg-type]
         say(f"{engine} serves, started in {server.start_s:.0f} s")
-        reader = _Reader(server)
-        try:
-            for name, plan in plans.items():
-                found["traces"][name] = _one_trace(server, reader, name, plan, seconds, load, seed, say)
-            found["lost"] = reader.source.lost
-        finally:
-            reader.attachment.close()
+        for name, plan in plans.items():
+            # Anew for each: what a probe dropped because the machine was busy does not come back.
+            reader = _Reader(server)
+            try:
+                told = _one_trace(server, reader, name, plan, seconds, load, seed, say)
+                told["followed"] = reader.source.follows_requests
+                told["lost"] = reader.source.lost
+            except PrismError as error:
+                say(f"{name}: {error}")
+                told = {"failed": str(error)}
+            finally:
+                reader.attachment.close()
+            found["traces"][name] = told
     return found
 
 

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         result = forecast.run(args.engine, plans, args.duration, args.load, args.seed, _say)
     print(json.dumps(result) if args.json else "\n".join(_table(result)))
-    return 0
+    return 1 if all("failed" in found for found in result["traces"].values()) else 0
 
 
 def _say(text: str) -> None:
@@ -64,10 +64,16 @@ def _say(text: str) -> None:
 def _table(result: dict[str, Any]) -> list[str]:
     told = []
     for name, found in result["traces"].items():
+        if "failed" in found:
+            told.append(f"{name}: {found['failed']}")
+            continue
         told.append(f"{name}: {found['requests']} requests")
         for metric in ("ttft", "tpot"):
             one, ahead = found[metric], found[metric]["one_second_ahead"]
             gap = one["any_time_before"]["calibration"]
+            if one["violated_share"] is None:
+                told.append(f"  {metric}: no request was seen to end")
+                continue
             missed = f"{metric} < {one['limit_ms']:.0f} ms, missed by {one['violated_share']:.0%}"
             right = f"one second ahead AUC {ahead['auc']} of {ahead['n']}"
             off = f"off by {gap['mean_gap']} points on average, {gap['worst_gap']} in the worst bin"
