@@ -205,6 +205,20 @@ def test_a_ring_that_wraps_loses_whole_records_and_says_how_many(target: Torch) 
         assert (calls.rows["end_ns"] > calls.rows["start_ns"]).all()
 
 
+def test_a_lease_that_is_renewed_all_the_time_never_lapses(target: Torch) -> None:
+    armed = probe(target, lease_s=0.5)
+    target.tell("for_seconds(1.5)")
+    until = time.monotonic() + 1.5
+    while time.monotonic() < until:
+        for _ in range(500):
+            armed._renew()
+        armed.drain()
+    assert target.answer() > 10
+    state = armed.state
+    armed.close()
+    assert state == code.STATE_ARMED and not armed.records.lapsed
+
+
 def test_a_watcher_that_is_killed_leaves_nothing_running(target: Torch) -> None:
     watcher = (
         "import sys, time\n"

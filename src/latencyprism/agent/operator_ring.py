@@ -114,12 +114,13 @@ class OperatorRing:
 
     def word(self, index: int) -> int:
         assert self._map is not None
-        value: int = struct.unpack_from("<q", self._map, index * 8)[0]
+        value: int = struct.unpack_from("@q", self._map, index * 8)[0]
         return value
 
     def set(self, index: int, value: int) -> None:
         assert self._map is not None
-        struct.pack_into("<q", self._map, index * 8, value)
+        # The whole word at once: `pack_into` writes zeros first, and a deadline of zero lies in the past.
+        self._map[index * 8 : index * 8 + 8] = struct.pack("@q", value)
 
     def copy(self, into: OperatorRecords) -> None:
         """Take over what came in since the last time."""

@@ -205,7 +205,8 @@ class RingReader:
         return value
 
     def set_header(self, index: int, value: int) -> None:
-        _WORD.pack_into(self._map, index * 8, value)
+        # The whole word at once: `pack_into` writes zeros first, and a lease of zero is over.
+        self._map[index * 8 : index * 8 + 8] = _WORD.pack(value)
 
     def message(self) -> str:
         """What the probe left to say; control characters are dropped, since the target wrote them."""
