@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from latencyprism import inject
-from latencyprism.bench.observed import Observed
+from latencyprism.bench.observed import Observed, favoured
 from latencyprism.diagnose.localiser import Compared, compared, localise
 from latencyprism.diagnose.signals import Expectations, worked
 from latencyprism.diagnose.workline import column
@@ -179,14 +179,14 @@ def _one(
         observed.pump(SUSPECT_S)
         until_ns = time.monotonic_ns()
     effects = [injection.effect_check() for injection in injections]
-    looked = observed.window(since_ns, until_ns)
-    _, suspect = split(looked, since_ns)
     roles = observed.watch.roles
-    found = compared(reference, suspect, roles=roles)
-    begun = time.perf_counter()
-    verdict = localise(reference, suspect, roles=roles, not_available=observed.missing)
-    took_ms = (time.perf_counter() - begun) * 1e3
-    looks = _looks(reference, suspect, since_ns, roles)
+    with favoured():
+        _, suspect = split(observed.window(since_ns, until_ns), since_ns)
+        found = compared(reference, suspect, roles=roles)
+        begun = time.perf_counter()
+        verdict = localise(reference, suspect, roles=roles, not_available=observed.missing)
+        took_ms = (time.perf_counter() - begun) * 1e3
+        looks = _looks(reference, suspect, since_ns, roles)
     recovered_s = _recover(observed, reference)
     return {
         "engine": plan.engine,
