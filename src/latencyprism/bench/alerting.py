@@ -39,7 +39,10 @@ class WatchProcess:
     def __init__(self, pid: int, *arguments: str) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="latencyprism-bench-")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "latencyprism", "watch", "-p", str(pid), "--json", *arguments],
+            [
+                sys.executable, "-m", "latencyprism", "watch", "-p", str(pid), "--json", "--no-state",
+                *arguments,
+            ],
             stdout=subprocess.PIPE, text=True, cwd=self._folder.name,
         )  # fmt: skip
         self.lines: list[tuple[int, dict[str, Any]]] = []
