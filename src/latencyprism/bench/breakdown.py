@@ -85,7 +85,7 @@ def told(capture: Capture) -> dict[str, Any]:
     """``steps`` broken down; ``unexplained_*`` shares of a step's duration; ``shares`` of all time in steps;
     ``states`` of the threads that had the step, where the scheduler was seen; ``largest_sum_error_ns``: by
     how much the parts of any step miss its duration (0); ``gap_share``, ``idle_share`` of the time before
-    steps, relative to the time in them; ``overlap_share``: the loop's work beside another step's execution."""
+    steps, relative to the time in them; ``overlap_share``: the loop's work beside another execution."""
     threads = capture.meta.get("loop_threads") or [None]
     steps = [step for step in capture.steps if step.phase is not None and step.duration_ns > 0]
     found = break_down(steps, SpanIndex.of(capture.spans, threads[0]))
