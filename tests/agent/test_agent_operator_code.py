@@ -99,7 +99,8 @@ def test_many_threads_write_records_of_their_own_and_one_removes() -> None:
     seen = run(
         "arm(limit=40_000)\n"
         "all_there = threading.Barrier(4)\n"
-        "def work(n):\n made = function(n); all_there.wait()\n for _ in range(7000):\n  call(made); end(0, 0)\n all_there.wait()\n"
+        "def work(n):\n made = function(n); all_there.wait()\n"
+        " for _ in range(7000):\n  call(made); end(0, 0)\n all_there.wait()\n"
         "threads = [threading.Thread(target=work, args=(n + 1,)) for n in range(4)]\n"
         "[t.start() for t in threads]; [t.join() for t in threads]\n"
         "rows = np.array(records(40_000))\n"
