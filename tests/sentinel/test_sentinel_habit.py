@@ -13,8 +13,8 @@ from latencyprism.attach.process import read_process
 from latencyprism.engines.discovery import Member, Replica
 from latencyprism.records import NULL, Step, Usual, Window, ring
 from latencyprism.sentinel import replica_watch
-from latencyprism.sentinel.habit import LONG_SHARE, Habit
-from latencyprism.sentinel.replica_watch import ReplicaWatch
+from latencyprism.sentinel.habit import LONG_SHARE, NEVER, Habit
+from latencyprism.sentinel.replica_watch import NAP_S, SHORT_NAP_S, ReplicaWatch
 from latencyprism.sentinel.targets import Attachment
 
 MS = 1_000_000
@@ -68,36 +68,37 @@ def test_counts_that_were_not_observed_have_no_price() -> None:
     assert habit.usual.long(step(1, 6.0, None, None, None))
 
 
-def test_too_few_steps_or_many_long_ones_are_looked_at_one_by_one() -> None:
+def test_too_few_steps_or_many_long_ones_make_it_wary() -> None:
     habit = learned([step(number, 5.0) for number in range(20)])
-    assert habit.usual is None
+    assert habit.usual is None and habit.wary
     habit = learned([step(number, 5.0) for number in range(100)])
-    assert habit.usual is not None
+    assert habit.usual is not None and not habit.wary
     for number in range(100, 112):
         habit.take(step(number, 6.0))
-    assert habit.usual is None
+    assert habit.usual is not None and habit.wary
     for number in range(112, 150):
         habit.take(step(number, 5.0))
-    assert habit.usual is not None
+    assert not habit.wary
 
 
 def test_durations_that_tell_little_are_not_slept_through() -> None:
     rng = np.random.default_rng(2)
     wild = [step(number, 5.0 * float(np.exp(rng.normal(0.0, 0.5)))) for number in range(256)]
-    assert learned(wild).usual is None
+    found = learned(wild)
+    assert found.wary and found.usual is not None and found.usual.long(step(1, 60.0))
     calm = [step(number, 5.0 * float(np.exp(rng.normal(0.0, 0.15)))) for number in range(256)]
-    assert learned(calm).usual is not None
+    assert not learned(calm).wary
 
 
 def test_an_alert_about_a_step_that_was_not_long_makes_it_wary_for_a_while() -> None:
     habit = learned([step(number, 5.0 + number % 7 * 0.01) for number in range(100)])
     habit.alerted(step(100, 20.0))
-    assert habit.usual is not None
+    assert not habit.wary
     habit.alerted(step(101, 5.0))
     habit.take(step(102, 5.0))
-    assert habit.usual is None
+    assert habit.wary
     habit.take(step(102 + 601, 5.0))  # a minute later
-    assert habit.usual is not None
+    assert not habit.wary
 
 
 def test_durations_of_nothing_are_no_trouble() -> None:
@@ -222,13 +223,13 @@ def test_the_source_is_told_what_is_usual_once_it_is_known() -> None:
     try:
         source.made = [step(number, 5.0 + number % 5 * 0.01) for number in range(100)]
         watch.look()
-        assert watch.settle() and source.told == []
+        assert watch.settle() and source.told == [NEVER] and watch.nap_s == SHORT_NAP_S
         watch.sample_host(10**13)
         watch.settle()
         watch.settle()
-        assert len(source.told) == 1 and source.told[0] is not None
+        assert len(source.told) == 2 and source.told[1] == watch._habit.usual
+        assert watch.nap_s == NAP_S
         watch.prompt = True
-        watch.settle()
-        assert source.told[1:] == [None]
+        assert watch.nap_s == SHORT_NAP_S
     finally:
         watch.close()

@@ -1,8 +1,9 @@
 """How long a step usually takes: the watch sleeps through usual steps and is woken by a long one.
 
-To be woken costs the watch more than to read a step: what it needs has left the caches by then. So while
-steps are as they were, a probe wakes it only for one that is longer than most for its number of tokens, and
-the others are read a few at a time. A shift makes many steps long, and then each is looked at when it ends.
+To be woken costs the watch more than to read a step: what it needs has left the caches by then; and where
+processors are few it costs the engine, too: a watch that is woken at the end of a step runs in the engine's
+place. So a probe wakes it only for a step that is longer than most for its number of tokens, and the others
+are read a few at a time, sooner while one is wary.
 """
 
 from __future__ import annotations
@@ -18,29 +19,36 @@ KEPT, LEAST = 256, 64
 LONG_SHARE = 0.05
 """Of usual steps, so many are called long."""
 RESTLESS, MEMORY = 0.4, 1 / 16
-"""From this share of long ones among the last few on, every step is looked at."""
+"""From this share of long ones among the last few on, one is wary."""
 SPREAD = 1.6
 """Where long steps take so many times as long as the median for their tokens, durations say too little."""
 PENALTY_NS = 60_000_000_000
-"""So long every step is looked at after an alert about one that was not called long."""
+"""So long one is wary after an alert about a step that was not called long."""
 FIT_NS = 2_000_000_000
 NEVER_NS, ROUNDING_NS = 1 << 62, 1_000
+NEVER = Usual(NEVER_NS, 0, 0, NEVER_NS, NEVER_NS)
+"""No step is worth being woken for."""
 
 
 class Habit:
-    """``take`` each step, ``look`` now and then. ``usual``: None while too little is known, or while too many
-    steps are long: then every step is worth being woken for."""
+    """``take`` each step, ``look`` now and then. ``usual``: None while too little is known. ``wary``: steps
+    are to be looked at soon after they ended: too many are long, or being long tells too little."""
 
     def __init__(self) -> None:
         self._rows: deque[tuple[int, int, int, int]] = deque(maxlen=KEPT)
         self._known: Usual | None = None
         self._share = 0.0
+        self._ragged = False
         self._fitted_ns = self._ended_ns = self._wary_until_ns = 0
 
     @property
     def usual(self) -> Usual | None:
-        wary = self._share > RESTLESS or self._ended_ns < self._wary_until_ns
-        return None if wary else self._known
+        return self._known
+
+    @property
+    def wary(self) -> bool:
+        restless = self._share > RESTLESS or self._ended_ns < self._wary_until_ns
+        return restless or self._ragged or self._known is None
 
     def alerted(self, step: Step) -> None:
         """An alert was raised about a step: it should have been a long one."""
@@ -60,11 +68,11 @@ class Habit:
         """Learn anew what is usual, every two seconds."""
         if now_ns - self._fitted_ns >= FIT_NS and len(self._rows) >= LEAST:
             self._fitted_ns = now_ns
-            self._known = _fit(np.array(self._rows, np.float64))
+            self._known, self._ragged = _fit(np.array(self._rows, np.float64))
 
 
-def _fit(rows: npt.NDArray[np.float64]) -> Usual | None:
-    """Least squares of relative errors, then as much more as leaves ``LONG_SHARE`` above. None where that is
+def _fit(rows: npt.NDArray[np.float64]) -> tuple[Usual, bool]:
+    """Least squares of relative errors, then as much more as leaves ``LONG_SHARE`` above; and whether that is
     much more."""
     took = np.maximum(rows[:, 0], 1.0)
     terms = np.column_stack([np.ones(len(rows)), rows[:, 1], rows[:, 2]])
@@ -78,15 +86,15 @@ def _fit(rows: npt.NDArray[np.float64]) -> Usual | None:
         found, line = np.array([1.0, 0.0, 0.0]), np.ones(len(rows))
     ratios = took / line
     long = _above(ratios, LONG_SHARE)
-    if long > SPREAD * _above(ratios, 0.5):
-        return None
+    ragged = long > SPREAD * _above(ratios, 0.5)
     prices = found * long
     gaps = rows[rows[:, 3] >= 0.0, 3]
     gap_ns = int(_above(gaps, LONG_SHARE / 2)) if gaps.size else NEVER_NS
     base, decode, prefill = (int(price) for price in prices)
     bare = rows[rows[:, 2] == 0.0] if np.any(rows[:, 2] == 0.0) else rows
     bare_ns = int(_above(bare[:, 0] + np.maximum(bare[:, 3], 0.0), LONG_SHARE))
-    return Usual(base + ROUNDING_NS, decode, prefill, gap_ns + ROUNDING_NS, bare_ns + ROUNDING_NS)
+    usual = Usual(base + ROUNDING_NS, decode, prefill, gap_ns + ROUNDING_NS, bare_ns + ROUNDING_NS)
+    return usual, ragged
 
 
 def _above(values: npt.NDArray[np.float64], share: float) -> float:

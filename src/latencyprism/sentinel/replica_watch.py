@@ -17,7 +17,7 @@ from latencyprism.records import Alert, Step, Usual, Window
 from latencyprism.sentinel.below_watch import BelowWatch
 from latencyprism.sentinel.cost import Cost
 from latencyprism.sentinel.flight_tape import FlightTape
-from latencyprism.sentinel.habit import Habit
+from latencyprism.sentinel.habit import NEVER, Habit
 from latencyprism.sentinel.operator_dive import OperatorDives
 from latencyprism.sentinel.targets import Attachment
 from latencyprism.sentinel.where import PhaseShares, phase_names
@@ -29,6 +29,7 @@ LONG_STALL_MS, LONG_STALL_EXCESS = 25.0, 1.0
 STALL_QUIET_NS = 500_000_000
 _NO_OPERATORS = frozenset({"llama.cpp"})
 """Engines without PyTorch."""
+NAP_S, SHORT_NAP_S = 0.1, 0.01
 HELD_NS = 100_000_000
 """Steps are handed on a few at a time: what was seen below them is joined to many as cheaply as to one."""
 
@@ -44,8 +45,8 @@ class Counts:
 
 
 class ReplicaWatch:
-    """``look`` and ``hand_on`` are called whenever there may be something new, and at least ten times a
-    second; ``poll`` is both. ``prompt``: wake for every step, and hand it on at once."""
+    """``look`` and ``hand_on`` are called whenever there may be something new, and every ``nap_s`` at least;
+    ``poll`` is both. ``prompt``: with short naps only, and what was seen is handed on at once."""
 
     def __init__(self, attachment: Attachment, *, horizon_s: float = 60.0, realtime: bool = True) -> None:
         self.attachment = attachment
@@ -137,10 +138,15 @@ class ReplicaWatch:
             self.below.tick(now_ns)
         self.tape.refresh(now_ns)
 
+    @property
+    def nap_s(self) -> float:
+        """So long steps as usual may wait."""
+        return SHORT_NAP_S if self.prompt or self.detector.incident_open or self._habit.wary else NAP_S
+
     def settle(self) -> bool:
         """True if nothing is waiting to be polled and the source will wake us where it must."""
         source = self.attachment.source
-        usual = None if self.prompt or self.detector.incident_open else self._habit.usual
+        usual = self._habit.usual or NEVER
         if usual is not self._told:
             self._told = usual
             source.wake_beyond(usual)

@@ -24,7 +24,7 @@ from latencyprism.sentinel.captures import Captures
 from latencyprism.sentinel.heap import keep_small
 from latencyprism.sentinel.incident_capture import IncidentCapture
 from latencyprism.sentinel.priority import OnTime
-from latencyprism.sentinel.replica_watch import ReplicaWatch
+from latencyprism.sentinel.replica_watch import NAP_S, ReplicaWatch
 from latencyprism.sentinel.signals import SignalPipe
 from latencyprism.sentinel.sinks import JsonLines, Webhook
 from latencyprism.sentinel.steplog import StepLog
@@ -35,8 +35,6 @@ NEIGHBOURS_PERIOD_S, NEIGHBOURS_CALM_S = 1.0, 3.0
 """Who else burns CPU: while a capture is under way, and else."""
 LEASE_PERIOD_S = 0.5
 SEARCH_PERIOD_S = 1.0
-MAX_SLEEP_S = 0.1
-"""Steps as usual are looked at this late at most; a long one wakes us."""
 
 
 @dataclass
@@ -157,7 +155,8 @@ class Watcher:
         host_at = lease_at = search_at = looked_at = begun
         while not self._stop:
             settled = [watch.settle() for watch in self.watches]  # every one must be asked
-            ready = self._epoll.poll(MAX_SLEEP_S if all(settled) else 0)
+            nap_s = min((watch.nap_s for watch in self.watches), default=NAP_S)
+            ready = self._epoll.poll(nap_s if all(settled) else 0)
             if any(fd == signals.fd for fd, _ in ready):
                 signals.drain()
             if any(what & select.EPOLLHUP for _, what in ready):

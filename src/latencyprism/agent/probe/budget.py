@@ -61,6 +61,7 @@ class Budget:
         self.readings = {}
         self.steps = self.busy_ns = self.last_end_ns = self.over = self.over_hard = 0
         self.told = False
+        self.seen_woke_ns = 0
         self.scheduled = (0, 0, 0)
         self.since_ns = now_ns()
         self.stepless = True
@@ -177,7 +178,8 @@ class Budget:
             spent += cost
             if hook.reading is not None:
                 hook.reading.window_ns += cost
-        return spent
+        woke_ns, self.seen_woke_ns = self.probe.woke_ns - self.seen_woke_ns, self.probe.woke_ns
+        return max(spent - woke_ns, 0)
 
     def drop(self, reading):
         """For as long as this attach lasts."""

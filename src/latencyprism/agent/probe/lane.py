@@ -117,7 +117,6 @@ def quick_put(probe, kind, count):
     ``emit`` does besides is left to ``probe.tend``, at another moment."""
     pack_into = Struct("@q%dq" % count).pack_into
     words, file, lanes, mark = probe.words, probe.map, probe.lanes, probe.mark
-    write, wake_fd = probe.write, probe.wake_fd
 
     def put(values):
         lane = lanes.get(get_ident())
@@ -138,7 +137,6 @@ def quick_put(probe, kind, count):
         finally:
             lane.busy = False
         if words[H_WAITING] and worth_waking(words, kind, values):
-            words[H_WAITING] = 0
-            write(wake_fd, b"\0", 1)
+            probe.wake()
 
     return put
