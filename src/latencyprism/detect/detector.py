@@ -134,6 +134,7 @@ class Detector:
         over = stretch - allowance
         evidence, page = settings.evidence, settings.page
         limit = self._for_length(noise.tail.limit(evidence.stall_rarity), found.ms, work)
+        limit = min(limit, log1p(max(settings.stutter_excess, settings.stutter_ms / found.ms)))
         stall = over > (evidence.stall_floor if evidence.stall_floor > limit else limit)
         stall_page = False
         if stall:

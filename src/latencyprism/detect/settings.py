@@ -46,6 +46,10 @@ class Settings:
     before it could be looked at. Evidence tells of it at once."""
     page_hold_ms: float = 100.0
     """Stream time for which the page test must hold, so that a level just at the limit does not page."""
+    stutter_ms: float = 40.0
+    stutter_excess: float = 2.0
+    """A step late by this much and by this multiple of its expectation is told as evidence however often that
+    happens: whoever reads along sees it."""
     page_stall_ms: float = 25.0
     """A lone slow step pages only if it was late by this much."""
     warm_steps: int = 200

@@ -46,7 +46,7 @@ class Verdict:
     not_looked_at: list[str] = field(default_factory=list)
     """Sources that were not available, in words."""
     together: list[str] = field(default_factory=list)
-    """Two causes that are at work at once, where that is likelier than any alone; ``cause`` is one of them."""
+    """Two causes at work at once, where that is likelier than any alone; ``cause`` is one of them."""
     together_probability: float | None = None
     remedy: str | None = None
     """What to do about it."""
