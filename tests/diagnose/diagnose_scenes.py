@@ -37,6 +37,9 @@ class Scene:
     cached: float = 1.0
     stop_every_s: float = 0.0
     stop_ms: float = 50.0
+    wait_lock: float = 0.0
+    probed: bool = False
+    allowed_cpus: int = 2
     step_factor: dict = field(default_factory=dict)
 
 
@@ -116,8 +119,13 @@ def window(scene=HEALTHY, seconds=30.0, seed=0, start_s=1000.0, noise=0.05, drif
                 update_ns=int(2e5),
                 gap_ns=int(1e5),
                 gc_ns=gc,
+                offcpu_ns=int((scene.idle + 0.01) * base + stopped) if scene.probed else None,
+                runqueue_ns=int((scene.runqueue + 0.02) * base) if scene.probed else None,
             )
         )
+        if scene.probed:
+            locked = begin + int((scene.wait_lock + 0.005) * base)
+            out.spans.append(Span(("worker 200", "sched"), "off-CPU (futex)", begin, locked))
         out.spans.append(
             Span(("Worker 200", "main"), "execute_model", begin + int(5e5) + gc, int(clock) - int(3e5))
         )
@@ -160,6 +168,7 @@ def _counters(out, scene, totals, stops, begin, end, random):
             put(track, "cpu_ns", offset + cpu, "ns")
             put(track, "runqueue_ns", offset + rq, "ns")
         put(W_THREAD, "voluntary_switches", at("vol", now))
+        put(W_THREAD, "allowed_cpus", scene.allowed_cpus)
         put(W_THREAD, "involuntary_switches", at("invol", now))
         put(W_WHOLE, "cpu_ns", offset + w_cpu + scene.siblings * base, "ns")
         put(E_WHOLE, "cpu_ns", offset + 0.95 * wall, "ns")

@@ -15,7 +15,7 @@ from latencyprism.host.cgroup import CpuMount, GroupChain, parse_membership, par
 from latencyprism.host.held import HeldFile, parse_table
 from latencyprism.host.machine import parse_cpu_lines, parse_pressure
 from latencyprism.host.neighbours import SEEN
-from latencyprism.host.processes import STATES, parse_stat
+from latencyprism.host.processes import STATES, parse_allowed, parse_stat
 
 SPIN = "while True: pass"
 SLEEP = "import time; time.sleep(60)"
@@ -203,3 +203,20 @@ def test_no_text_breaks_a_parser(data):
 def test_a_thread_name_may_hold_parentheses_and_spaces():
     name, fields = parse_stat(b"12 (a) b (c) S " + b" ".join(str(n).encode() for n in range(40)))
     assert name == "a) b (c" and fields[0] == b"S"
+
+
+def test_a_narrowed_thread_is_seen_and_nonsense_is_not_observed(child):
+    process = child(SLEEP)
+    sampler = HostSampler({process.pid: "Worker"})
+
+    def allowed():
+        return {v for (_, n), v in values(sampler.sample(time.monotonic_ns())).items() if n == "allowed_cpus"}
+
+    before = os.sched_getaffinity(process.pid)
+    assert allowed() == {len(before)}
+    os.sched_setaffinity(process.pid, {min(before)})
+    assert allowed() == {1}
+    sampler.close()
+    assert parse_allowed(b"Name:\tx\nCpus_allowed:\tff,ffffffff\nCpus_allowed_list:\t0-39\n") == 40
+    for text in (b"", b"Name:\tCpus_allowed:\t3\n", b"x\nCpus_allowed:\t0\n", b"x\nCpus_allowed:\tz\n"):
+        assert parse_allowed(text) is None

@@ -83,6 +83,9 @@ def _thread_signals(
         grown = _grown(named.get(name), start_ns, end_ns)
         if grown is not None:
             out[signal, where] = grown / steps
+    allowed = named["allowed_cpus"].within(start_ns, end_ns) if "allowed_cpus" in named else np.zeros(0)
+    if len(allowed) and allowed.min() >= 1:
+        out["narrowed", where] = float((1 / allowed).mean())
     wants_cpu = (cpu or 0.0) + (runqueue or 0.0)
     if wants_cpu > _BUSY_SHARE * wall_ns and "cpu" in named:
         _on_its_cpus(where, named["cpu"].within(start_ns, end_ns), tracks, start_ns, end_ns, out)

@@ -66,6 +66,8 @@ _SHARES = frozenset({"work", "elsewhere", "psi_io", "psi_memory"})
 
 
 def _spoken(spec: SignalSpec, value: float, step_ms: float | None) -> str:
+    if spec.name == "narrowed":
+        return f"{1 / max(value, 1e-9):.3g}"
     if spec.kind == "ratio":
         return f"{value / 1e6:.2f} GHz"
     if spec.kind not in ("time", "share"):

@@ -23,6 +23,8 @@ _TOLERANCE = 0.35
 _MAGNITUDES = np.array([0.15, 0.3, 0.6, 1.2, 2.4, 4.8])
 _PARTS = (0.1, 0.25, 0.5, 1.0)
 """Of the slow-down, by which a signal that goes along with it may rise."""
+_MULTIPLES = (1.0, 1.5, 2.5, 4.0)
+"""Of the slow-down, by which a signal rises that is counted once for each CPU."""
 TEMPER = 0.7
 """Signals are not independent; each counts for less than a whole observation."""
 
@@ -32,8 +34,15 @@ _PRIOR_PAIRS, _MOST_PAIRED = 0.5, 6
 _SPLITS = np.array([0.2, 0.35, 0.5, 0.65, 0.8])
 _VISIBLE, _WITHOUT_KEY = 2.0, 0.05
 """A cause whose key signals did not move by so many sigma is held for so much less likely."""
+_EXPLAINED, _COVERS, _JUMPED = 0.1, 0.5, 4.0
+"""So much less likely is what rests on waiting or on nothing known, where an account of its own rose by at
+least that part of the slow-down, or a count by so many sigma."""
 _LATENCY = ("slow", "level", "stall", "arrival_lag", "delivery_lag")
 _ACCOUNTS, _HARMLESS = frozenset({"throttled", "stopped", "gc", "steal"}), (0.02, 0.1)
+_EVENTS = frozenset(
+    {"write_calls", "major_faults", "allocation_stalls", "tcp_again", "preempted", "narrowed"}
+)
+"""What hardly changes unless something makes it."""
 _WORK = frozenset({"work", "prefill_tokens", "cached_tokens", "preempted"})
 """What changes here changes what users wait for, though each step takes what its work explains."""
 _FOLLOWING = frozenset(
@@ -88,6 +97,12 @@ def along(shift: Shift, table: Table, strengths: Array) -> Array:
     return _mixed(0.45, _stays(shift, 0.2), rose)
 
 
+def _over(shift: Shift, table: Table, strengths: Array) -> Array:
+    """Rose by the slow-down, or by several times it."""
+    each = [coupled(shift, table, times * strengths) for times in _MULTIPLES]
+    return np.asarray(np.logaddexp.reduce(each, axis=0) - log(len(each)))
+
+
 def moved_so(
     shift: Shift, table: Table, move: float | str | None, drift: float, strengths: Array = STRENGTHS
 ) -> Array:
@@ -99,6 +114,8 @@ def moved_so(
         return _mixed(0.5, log_t(shift.moved, 0.0, shift.sigma), _anywhere(shift))
     if move == "with":
         return along(shift, table, strengths)
+    if move == "over":
+        return _over(shift, table, strengths)
     if isinstance(move, str):
         return _directed(shift, 1.0 if move == "up" else -1.0)
     return coupled(shift, table, move * strengths)
@@ -107,7 +124,9 @@ def moved_so(
 def drift_of(signal: str) -> float:
     """Chance that a signal moved for a reason of its own. Where a cause does not lengthen steps beyond their
     work, a lengthened step speaks against it."""
-    return 0.01 if signal in _LATENCY else 0.02 if signal in _ACCOUNTS else 0.1
+    if signal in _LATENCY:
+        return 0.01
+    return 0.02 if signal in _ACCOUNTS else 0.05 if signal in _EVENTS else 0.1
 
 
 def move_of(signature: Signature, signal: str) -> float | str | None:
@@ -116,20 +135,33 @@ def move_of(signature: Signature, signal: str) -> float | str | None:
     return "with" if move is None and signal in _LAGS and "slow" in signature.signals else move
 
 
+def weights(shifts: Mapping[str, Shift], table: Table) -> dict[str, float]:
+    """How much each signal counts. Those that tell the same time by other means count as one together:
+    a thread that sleeps is seen by the sampler, by spans and by steps, and is no less asleep for that."""
+    told: dict[str, int] = {}
+    for name in shifts:
+        same = table.signals[name].same
+        if same is not None:
+            told[same] = told.get(same, 0) + 1
+    return {name: TEMPER / told.get(table.signals[name].same or "", 1) for name in shifts}
+
+
 def _cause(signature: Signature, shifts: Mapping[str, Shift], table: Table) -> float:
     total = np.zeros(len(STRENGTHS))
+    weight = weights(shifts, table)
     for name, shift in shifts.items():
         one = moved_so(shift, table, move_of(signature, name), drift_of(name))
         if name in signature.key and signature.seen < 1:
             one = _mixed(signature.seen, one, _stays(shift, 0.01))
-        total = total + TEMPER * one
+        total = total + weight[name] * one
     return float(np.logaddexp.reduce(total) - log(len(STRENGTHS)))
 
 
-def _none(shifts: Mapping[str, Shift]) -> float:
+def _none(shifts: Mapping[str, Shift], table: Table) -> float:
     """Steps take what their work explains; whatever else drifts does not matter, but for time that a step
     cannot lose without becoming longer."""
     total = 0.0
+    weight = weights(shifts, table)
     for name, shift in shifts.items():
         drift, reach = (0.3, 1.0)
         if name in _LATENCY:
@@ -138,16 +170,19 @@ def _none(shifts: Mapping[str, Shift]) -> float:
             drift, reach = _HARMLESS
         elif name in _WORK:
             drift = 0.1
-        total += TEMPER * float(_stays(shift, drift, reach))
+        total += weight[name] * float(_stays(shift, drift, reach))
     return total
 
 
 def _unknown(shifts: Mapping[str, Shift], table: Table) -> float:
-    """Steps take longer, and each other signal may have moved on its own."""
+    """Steps take longer, and each other signal may have moved on its own; what a known cause alone moves
+    seldom does."""
     total = np.zeros(len(STRENGTHS))
+    weight = weights(shifts, table)
     for name, shift in shifts.items():
         move: float | str | None = 1.0 if name == "slow" else "with" if name in _FOLLOWING else None
-        total = total + TEMPER * moved_so(shift, table, move, 0.15)
+        drift = drift_of(name) if name in _ACCOUNTS | _EVENTS else 0.15
+        total = total + weight[name] * moved_so(shift, table, move, drift)
     return float(np.logaddexp.reduce(total) - log(len(STRENGTHS)))
 
 
@@ -163,6 +198,20 @@ def key_moved(signature: Signature, shifts: Mapping[str, Shift]) -> bool:
         if name in shifts and sign * shifts[name].z > _VISIBLE:
             return True
     return False
+
+
+def covers(table: Table, shifts: Mapping[str, Shift], name: str) -> bool:
+    """Whether a signal moved so much that it accounts for the slow-down: as time; a count by far."""
+    if name not in shifts or shifts[name].z < _JUMPED:
+        return False
+    slow = shifts["slow"].now - shifts["slow"].normal
+    return table.signals[name].kind != "time" or shifts[name].now - shifts[name].normal >= _COVERS * slow
+
+
+def _known_account(table: Table, shifts: Mapping[str, Shift]) -> bool:
+    """Whether an account that only known causes move covers the slow-down."""
+    keys = {key for s in table.causes.values() if "slow" in s.signals for key in s.key}
+    return any(covers(table, shifts, name) for name in keys & (_ACCOUNTS | _EVENTS))
 
 
 class Chances(NamedTuple):
@@ -181,9 +230,11 @@ def judged(table: Table, shifts: Mapping[str, Shift]) -> Chances:
         return Chances({"unknown": 1.0}, (), 0.0)
     weight = sum(signature.prior for signature in table.causes.values())
     scores: dict[tuple[str, ...], float] = {
-        ("none",): log(_PRIOR_NONE) + _none(used),
+        ("none",): log(_PRIOR_NONE) + _none(used, table),
         ("unknown",): log(_PRIOR_UNKNOWN) + _unknown(used, table),
     }
+    if _known_account(table, used):
+        scores["unknown",] += log(_EXPLAINED)
     visible = []
     for signature in considered(table, used):
         prior = _PRIOR_CAUSES * signature.prior / weight
@@ -191,6 +242,8 @@ def judged(table: Table, shifts: Mapping[str, Shift]) -> Chances:
             visible.append(signature)
         elif signature.seen == 1:
             prior *= _WITHOUT_KEY
+        if any(covers(table, used, name) for name in signature.yields_to):
+            prior *= _EXPLAINED
         scores[signature.cause,] = log(prior) + _cause(signature, used, table)
     visible.sort(key=lambda signature: (-scores[signature.cause,], signature.cause))
     for first, second in combinations(visible[:_MOST_PAIRED], 2):
@@ -218,6 +271,7 @@ def both(first: Signature, second: Signature, shifts: Mapping[str, Shift], table
     out."""
     parts, strengths = (grid.ravel() for grid in np.meshgrid(_SPLITS, STRENGTHS))
     total = np.zeros(len(strengths))
+    weight = weights(shifts, table)
     for name, shift in shifts.items():
         moves = (move_of(first, name), move_of(second, name))
         numbers = [move if isinstance(move, (int, float)) else 0.0 for move in moves]
@@ -230,10 +284,10 @@ def both(first: Signature, second: Signature, shifts: Mapping[str, Shift], table
                 one = _mixed(0.5, one, coupled(shift, table, strengths))
         else:
             named = [move for move in moves if move is not None]
-            directed = [move for move in named if move in ("up", "down")]
+            directed = ["up" if move == "over" else move for move in named if move in ("up", "down", "over")]
             move = (directed or named or [None])[0]
             one = moved_so(shift, table, move, drift_of(name), strengths)
-        total = total + TEMPER * one
+        total = total + weight[name] * one
     return float(np.logaddexp.reduce(total) - log(len(total)))
 
 

@@ -17,7 +17,7 @@ _MOST_BLOCKS = 16
 _LEAST_BLOCK_NS = 1_000_000_000
 _STEPS_A_BLOCK = 6
 _MOST_SHARE = 0.98
-_OF_BUSY, _MATTERS = ("idle", "voluntary", "involuntary", "frozen", "runqueue"), 0.2
+_OF_BUSY, _MATTERS = ("idle", "voluntary", "involuntary", "frozen", "runqueue", "narrowed"), 0.2
 """Signals that count of threads which use at least this share of a normal step on a CPU, where there are
 such: who sleeps nearly all the time sleeps longer in a longer step, whatever lengthens it."""
 _COUNT_SPREAD = 0.25

@@ -17,7 +17,7 @@ else:
     import tomli as tomllib
 
 KINDS = ("time", "share", "count", "level", "ratio")
-DIRECTIONS = ("up", "down", "free", "with")
+DIRECTIONS = ("up", "down", "free", "with", "over")
 LATENCY_SIGNALS = frozenset({"slow", "level", "stall", "schedule", "execute", "sample", "update", "gap"})
 """Those that say that steps took longer; ``none`` means that these did not move."""
 
@@ -31,6 +31,7 @@ class SignalSpec:
     floor: float
     text: str
     pick: str | None = None
+    same: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Signature:
     key: tuple[str, ...]
     signals: dict[str, float | str]
     seen: float = 1.0
+    yields_to: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,12 @@ def parse_table(text: str) -> Table:
         signals = {name: SignalSpec(name=name, **fields) for name, fields in raw["signals"].items()}
         causes = {
             name: Signature(
-                name, float(f["prior"]), tuple(f["key"]), dict(f["signals"]), float(f.get("seen", 1))
+                name,
+                float(f["prior"]),
+                tuple(f["key"]),
+                dict(f["signals"]),
+                float(f.get("seen", 1)),
+                tuple(f.get("yields_to", ())),
             )
             for name, f in raw["causes"].items()
         }
@@ -75,7 +82,7 @@ def _check(signature: Signature, signals: dict[str, SignalSpec]) -> None:
     where = f"cause {signature.cause}"
     if signature.cause not in CAUSES or not signature.prior > 0 or not 0 < signature.seen <= 1:
         raise BadInput("signature table cannot be used", f"{where}: unknown name, prior or seen out of range")
-    for name in (*signature.signals, *signature.key):
+    for name in (*signature.signals, *signature.key, *signature.yields_to):
         if name not in signals:
             raise BadInput("signature table cannot be used", f"{where}: no signal is called {name}")
     for name, value in signature.signals.items():

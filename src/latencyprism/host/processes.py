@@ -33,6 +33,16 @@ def parse_stat(data: bytes) -> tuple[str, list[bytes]] | None:
     return data[start + 1 : end].decode("utf-8", "replace"), fields
 
 
+def parse_allowed(status: bytes) -> int | None:
+    """On how many CPUs a thread may run, from its /proc status; None where that does not say."""
+    at = status.find(b"\nCpus_allowed:")
+    mask = status[at + 14 : status.find(b"\n", at + 1)].strip().replace(b",", b"") if at >= 0 else b""
+    try:
+        return bin(int(mask, 16)).count("1") or None
+    except ValueError:
+        return None
+
+
 def process_cpu_ns(pid: int) -> int | None:
     """CPU time of all threads of a process, living and dead, from its CPU clock (see clock_getcpuclockid(3));
     None if there is no such process."""
@@ -77,6 +87,8 @@ class _Thread:
         status = self._status.read() or b""
         at = status.rfind(b"voluntary_ctxt_switches:", 0, status.rfind(b"nonvoluntary_ctxt_switches:"))
         numbers = status[at:].split() if at >= 0 else []
+        if (allowed := parse_allowed(status)) is not None:
+            out.append(Counter(track, "allowed_cpus", now_ns, allowed))
         if len(numbers) >= 4:
             out.append(Counter(track, "voluntary_switches", now_ns, int(numbers[1])))
             out.append(Counter(track, "involuntary_switches", now_ns, int(numbers[3])))

@@ -20,7 +20,7 @@ class HostSampler:
 
     * thread: ``cpu_ns``, ``runqueue_ns`` (ready but not running), ``timeslices``, ``voluntary_switches``,
       ``involuntary_switches``, ``minor_faults``, ``major_faults``; *now*: ``state`` (see
-      ``processes.STATES``), ``cpu`` (where it ran last);
+      ``processes.STATES``), ``cpu`` (where it ran last), ``allowed_cpus`` (on how many it may run);
     * process: ``cpu_ns`` (all threads), ``minor_faults``, ``major_faults``, ``read_bytes``, ``write_bytes``,
       ``read_calls``, ``write_calls``, ``throttled_periods``, ``throttled_ns``; *now*: ``quota_cpus``;
       of its control group what ``MemoryGroup.read`` and of its network what ``network.COUNTED`` names;
