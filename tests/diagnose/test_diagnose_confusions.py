@@ -30,7 +30,7 @@ ALIKE = {
         "cpu.quota", lambda s: waits(s, throttled=2 * s),
     ),
     "pages come from disk": (
-        "memory.reclaim", lambda s: waits(s, faults=100, io=0.2 * s),
+        "memory.reclaim", lambda s: waits(s, faults=100, io=0.1 * s),
     ),
     "fewer CPUs for the same threads": (
         "cpu.oversubscription", lambda s: Scene(probed=True, slow=s, runqueue=s, allowed_cpus=1),
