@@ -228,11 +228,15 @@ def test_pages_that_are_taken_back_are_read_again(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", READER, str(path)], stdout=subprocess.PIPE)
     try:
         assert process.stdout.readline() == b"ready\n"
-        with inject.start("memory.reclaim", process.pid, 0.2, 1.5) as injection:
-            injection.wait()
-        effect = injection.effect_check()
-        assert process.poll() is None and len(injection.truth()) == 1
-        assert "MiB were taken back" in effect.text and effect.measured > 20
+        for _ in range(3):  # pages that the kernel itself still holds on to stay, whoever asks
+            with inject.start("memory.reclaim", process.pid, 0.2, 1.5) as injection:
+                injection.wait()
+            effect = injection.effect_check()
+            assert process.poll() is None and len(injection.truth()) == 1
+            assert "MiB were taken back" in effect.text
+            if effect.measured > 20:
+                break
+        assert effect.measured > 20
     finally:
         process.kill()
         process.communicate()

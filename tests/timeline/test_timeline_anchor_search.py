@@ -118,11 +118,14 @@ def test_steps_are_the_iterations_and_turns_without_work_are_none(start: Start) 
     assert all(step.engine == GENERIC and step.requests is None and step.phase is None for step in steps)
     assert all(step.gc_ns is not None and step.gc_ns >= 0 for step in steps)
     # Every step is one of the engine's own, and none of these is missing.
-    first, last = steps[0].start_ns, steps[-1].end_ns
+    # The engine writes its log within the iteration; of two functions that last for it, the inner one may have
+    # returned by then.
+    slack_ns = 2_000_000
+    first, last = steps[0].start_ns, steps[-1].end_ns + slack_ns
     inside = {end: took for end, took in own.items() if first < end <= last}
     assert len(inside) == len(steps)
     for step, (end, took) in zip(steps, inside.items()):
-        assert step.start_ns <= end - took and end <= step.end_ns
+        assert step.start_ns <= end - took + slack_ns and end <= step.end_ns + slack_ns
     longer = [step.duration_ns - took for step, took in zip(steps, inside.values())]
     assert median(longer) < 5_000_000
     # The turns in which it waited for work are gaps, not steps.
