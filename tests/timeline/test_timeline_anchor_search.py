@@ -118,8 +118,8 @@ def test_steps_are_the_iterations_and_turns_without_work_are_none(start: Start) 
     assert all(step.engine == GENERIC and step.requests is None and step.phase is None for step in steps)
     assert all(step.gc_ns is not None and step.gc_ns >= 0 for step in steps)
     # Every step is one of the engine's own, and none of these is missing.
-    # The engine writes its log within the iteration; of two functions that last for it, the inner one may have
-    # returned by then.
+    # The engine writes its log within the iteration; of two functions that last for it, the inner one may
+    # have returned by then.
     slack_ns = 2_000_000
     first, last = steps[0].start_ns, steps[-1].end_ns + slack_ns
     inside = {end: took for end, took in own.items() if first < end <= last}
