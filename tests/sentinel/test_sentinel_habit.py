@@ -14,7 +14,7 @@ from latencyprism.engines.discovery import Member, Replica
 from latencyprism.records import NULL, Step, Usual, Window, ring
 from latencyprism.sentinel import replica_watch
 from latencyprism.sentinel.habit import LONG_SHARE, NEVER, Habit
-from latencyprism.sentinel.replica_watch import NAP_S, SHORT_NAP_S, ReplicaWatch
+from latencyprism.sentinel.replica_watch import NAP_S, SHORT_NAP_S, VAGUE_NAP_S, ReplicaWatch
 from latencyprism.sentinel.targets import Attachment
 
 MS = 1_000_000
@@ -70,9 +70,9 @@ def test_counts_that_were_not_observed_have_no_price() -> None:
 
 def test_too_few_steps_or_many_long_ones_make_it_wary() -> None:
     habit = learned([step(number, 5.0) for number in range(20)])
-    assert habit.usual is None and habit.wary
+    assert habit.usual is None and habit.vague
     habit = learned([step(number, 5.0) for number in range(100)])
-    assert habit.usual is not None and not habit.wary
+    assert habit.usual is not None and not habit.wary and not habit.vague
     for number in range(100, 112):
         habit.take(step(number, 6.0))
     assert habit.usual is not None and habit.wary
@@ -85,9 +85,9 @@ def test_durations_that_tell_little_are_not_slept_through() -> None:
     rng = np.random.default_rng(2)
     wild = [step(number, 5.0 * float(np.exp(rng.normal(0.0, 0.5)))) for number in range(256)]
     found = learned(wild)
-    assert found.wary and found.usual is not None and found.usual.long(step(1, 60.0))
+    assert found.vague and found.usual is not None and found.usual.long(step(1, 60.0))
     calm = [step(number, 5.0 * float(np.exp(rng.normal(0.0, 0.15)))) for number in range(256)]
-    assert not learned(calm).wary
+    assert not learned(calm).vague
 
 
 def test_an_alert_about_a_step_that_was_not_long_makes_it_wary_for_a_while() -> None:
@@ -223,7 +223,7 @@ def test_the_source_is_told_what_is_usual_once_it_is_known() -> None:
     try:
         source.made = [step(number, 5.0 + number % 5 * 0.01) for number in range(100)]
         watch.look()
-        assert watch.settle() and source.told == [NEVER] and watch.nap_s == SHORT_NAP_S
+        assert watch.settle() and source.told == [NEVER] and watch.nap_s == VAGUE_NAP_S
         watch.sample_host(10**13)
         watch.settle()
         watch.settle()

@@ -32,7 +32,8 @@ NEVER = Usual(NEVER_NS, 0, 0, NEVER_NS, NEVER_NS)
 
 class Habit:
     """``take`` each step, ``look`` now and then. ``usual``: None while too little is known. ``wary``: steps
-    are to be looked at soon after they ended: too many are long, or being long tells too little."""
+    are to be looked at soon after they ended, because too many are long. ``vague``: being long tells too
+    little, or too little is known."""
 
     def __init__(self) -> None:
         self._rows: deque[tuple[int, int, int, int]] = deque(maxlen=KEPT)
@@ -47,8 +48,11 @@ class Habit:
 
     @property
     def wary(self) -> bool:
-        restless = self._share > RESTLESS or self._ended_ns < self._wary_until_ns
-        return restless or self._ragged or self._known is None
+        return self._share > RESTLESS or self._ended_ns < self._wary_until_ns
+
+    @property
+    def vague(self) -> bool:
+        return self._ragged or self._known is None
 
     def alerted(self, step: Step) -> None:
         """An alert was raised about a step: it should have been a long one."""

@@ -29,7 +29,7 @@ LONG_STALL_MS, LONG_STALL_EXCESS = 25.0, 1.0
 STALL_QUIET_NS = 500_000_000
 _NO_OPERATORS = frozenset({"llama.cpp"})
 """Engines without PyTorch."""
-NAP_S, SHORT_NAP_S = 0.1, 0.01
+NAP_S, VAGUE_NAP_S, SHORT_NAP_S = 0.1, 0.05, 0.01
 HELD_NS = 100_000_000
 """Steps are handed on a few at a time: what was seen below them is joined to many as cheaply as to one."""
 
@@ -141,7 +141,9 @@ class ReplicaWatch:
     @property
     def nap_s(self) -> float:
         """So long steps as usual may wait."""
-        return SHORT_NAP_S if self.prompt or self.detector.incident_open or self._habit.wary else NAP_S
+        if self.prompt or self.detector.incident_open or self._habit.wary:
+            return SHORT_NAP_S
+        return VAGUE_NAP_S if self._habit.vague else NAP_S
 
     def settle(self) -> bool:
         """True if nothing is waiting to be polled and the source will wake us where it must."""

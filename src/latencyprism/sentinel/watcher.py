@@ -30,7 +30,8 @@ from latencyprism.sentinel.sinks import JsonLines, Webhook
 from latencyprism.sentinel.steplog import StepLog
 from latencyprism.sentinel.targets import attach
 
-HOST_PERIOD_S = 0.2
+HOST_PERIOD_S, HOST_CALM_S = 0.2, 0.5
+"""What the kernel counts about the engine: while an incident is open or a capture under way, and else."""
 NEIGHBOURS_PERIOD_S, NEIGHBOURS_CALM_S = 1.0, 3.0
 """Who else burns CPU: while a capture is under way, and else."""
 LEASE_PERIOD_S = 0.5
@@ -166,7 +167,7 @@ class Watcher:
                 self.captures.advance()
             now = time.monotonic()
             if now >= host_at:
-                host_at = now + HOST_PERIOD_S
+                host_at = now + (HOST_PERIOD_S if self._busy else HOST_CALM_S)
                 self._slow_signals(time.monotonic_ns())
             if now - looked_at >= (NEIGHBOURS_PERIOD_S if self.capturing else NEIGHBOURS_CALM_S):
                 looked_at = now
@@ -366,6 +367,10 @@ class Watcher:
         self._epoll.close()
         if self._webhook is not None:
             self._webhook.close()
+
+    @property
+    def _busy(self) -> bool:
+        return self.capturing or any(watch.detector.incident_open for watch in self.watches)
 
     @property
     def capturing(self) -> bool:
