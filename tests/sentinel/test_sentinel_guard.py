@@ -251,7 +251,7 @@ BUSY = Profile(
 
 @pytest.fixture
 def steps_go_on(vllm_server: Server) -> Iterator[Server]:
-    with Load(vllm_server, BUSY.but(duration_s=60.0)):
+    with Load(vllm_server, BUSY.but(duration_s=200.0)):
         time.sleep(0.5)
         yield vllm_server
 
@@ -349,20 +349,26 @@ def test_a_killed_watch_leaves_the_knobs_as_they_were(steps_go_on: Server) -> No
 
 
 def guarded(server: Server, tmp_path: Path, *arguments: str) -> list[dict[str, Any]]:
-    """Events of a watch with a guard while long prompts come in beside short ones; ended by SIGTERM."""
+    """Events of a watch with a guard while long prompts come in beside short ones; ended by SIGTERM once it
+    has shaped."""
     file = tmp_path / "slo.toml"
     file.write_text('period = "1h"\ntpot_p95 = "< 6 ms"\n')
-    process = subprocess.Popen(
-        [sys.executable, "-m", "latencyprism", "watch", "--json", "--no-capture", "-p", str(server.pid),
-         "--slo", str(file), "--guard", "shape,ready,notify", *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tempfile.gettempdir(),
-    )  # fmt: skip
     long = Profile("long", clients=2, prompt=Length(900, 0.1, 600, 1200), output=Length(4), think_ms=500.0)
-    with Load(server, long.but(duration_s=12.0)):
-        time.sleep(14.0)
+    told = tmp_path / f"told{len(list(tmp_path.iterdir()))}"
+    with told.open("w") as stdout, Load(server, long.but(duration_s=60.0)):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "latencyprism", "watch", "--json", "--no-capture", "-p", str(server.pid),
+             "--slo", str(file), "--guard", "shape,ready,notify", *arguments],
+            stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=tempfile.gettempdir(),
+        )  # fmt: skip
+        deadline = time.monotonic() + 50.0
+        while '"action": "shape"' not in told.read_text() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        time.sleep(8.0)  # so that there is an effect to be measured
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=30)
     assert process.returncode == 0 and err == ""
+    out = told.read_text()
     return [json.loads(line) for line in out.splitlines()]
 
 

@@ -1,6 +1,7 @@
 """How ``ack`` reaches a running watch: a file beside its lock, which only this user can write.
 
-The watch looks for it at least twice a second, takes the present level as normal, and writes its answer over it.
+The watch looks for it twice a second or more, takes the present level as normal, and writes its answer over
+it.
 """
 
 from __future__ import annotations
