@@ -99,6 +99,17 @@ def test_what_somebody_else_set_meanwhile_stays(monkeypatch: pytest.MonkeyPatch)
     assert here.look(0.001) == (512, 16)
 
 
+def test_where_slots_and_admission_are_two_numbers_the_slots_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from vLLM 0.32: lowering the slots below what admission lets in would end the engine."""
+    here = Setting(monkeypatch, max_num_active_reqs=12)
+    here.orders.order(tokens=128, sequences=4)
+    assert here.look() == (128, 16) and here.scheduler.max_num_active_reqs == 4
+    state = here.orders.state()
+    assert (state.sequences, state.sequences_was) == (4, 12)
+    here.orders.release()
+    assert here.look(0.001) == (1024, 16) and here.scheduler.max_num_active_reqs == 12
+
+
 @given(tokens=st.integers(1, 2**31 - 1), sequences=st.integers(1, 2**31 - 1), running=st.integers(0, 16))
 def test_it_is_bounded(tokens: int, sequences: int, running: int) -> None:
     """Never above what the engine was started with, never below what runs."""

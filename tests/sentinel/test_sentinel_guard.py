@@ -296,6 +296,11 @@ def test_knobs_of_a_live_vllm_are_turned_and_go_back(steps_go_on: Server) -> Non
         state = wait_for(orders, 80)
         assert (state.tokens, state.tokens_was) == (80, before[0])
         assert state.sequences is not None and 2 <= state.sequences < before[1]
+        deadline = time.monotonic() + 4  # requests come and go: more want to run than may
+        while time.monotonic() < deadline:
+            source.renew()
+            orders.renew()
+            time.sleep(0.2)
         orders.order(tokens=1)  # bounded: those that run keep their tokens
         assert 16 < (wait_for(orders, 17 + 2).tokens or 0) < 64
         orders.release()

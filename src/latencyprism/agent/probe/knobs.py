@@ -25,7 +25,10 @@ from latencyprism.records.ring import (
 
 # cut]
 
-TOKENS, SEQUENCES = "max_num_scheduled_tokens", "max_num_running_reqs"
+TOKENS = "max_num_scheduled_tokens"
+SEQUENCES = ("max_num_active_reqs", "max_num_running_reqs")
+"""The first that the scheduler has is the one it admits by. Where it has both, the second is the number of
+its slots: lowered, an assertion of the scheduler's own would end the engine once more are running."""
 LONG = "long_prefill_token_threshold"
 LEAST_TOKENS, LEAST_PROMPT, WAITING_SEEN = 16, 4, 8
 """Tokens of a step that prompts keep beside one for each running sequence (more where it drafts)."""
@@ -38,7 +41,7 @@ class Knobs:
         self.probe, self.words = probe, probe.words
         self.scheduler = None
         self.was, self.now, self.holders = {}, {}, {}
-        self.each = 1
+        self.sequences, self.each = SEQUENCES[-1], 1
         probe.undo.append(self.restore)
 
     def look(self, scheduler):
@@ -59,11 +62,11 @@ class Knobs:
         # A scheduler with more running than it may have stops at an assertion of its own.
         asked = words[H_KNOB_TOKENS]
         self.turn(TOKENS, asked + room if asked > 0 else 0, running * self.each + LEAST_TOKENS)
-        self.turn(SEQUENCES, words[H_KNOB_SEQUENCES], max(running, 1))
+        self.turn(self.sequences, words[H_KNOB_SEQUENCES], max(running, 1))
         if LONG in self.was:
             self.turn(LONG, self.share(scheduler, room) if room > 0 else 0, LEAST_PROMPT)
             words[H_KNOB_PROMPT_NOW] = self.now[LONG]
-        words[H_KNOB_TOKENS_NOW], words[H_KNOB_SEQUENCES_NOW] = self.now[TOKENS], self.now[SEQUENCES]
+        words[H_KNOB_TOKENS_NOW], words[H_KNOB_SEQUENCES_NOW] = self.now[TOKENS], self.now[self.sequences]
         words[H_KNOB_DONE] = order
 
     def share(self, scheduler, room):
@@ -83,7 +86,8 @@ class Knobs:
     def take(self, scheduler):
         """Note what the knobs were. False: they must not be touched here."""
         self.restore()
-        was = {name: getattr(scheduler, name, None) for name in (TOKENS, SEQUENCES)}
+        sequences = next((name for name in SEQUENCES if hasattr(scheduler, name)), SEQUENCES[-1])
+        was = {name: getattr(scheduler, name, None) for name in (TOKENS, sequences)}
         config = getattr(scheduler, "scheduler_config", None)
         chunked = getattr(config, "enable_chunked_prefill", getattr(config, "chunked_prefill_enabled", None))
         drafts = getattr(scheduler, "num_spec_tokens", 0)
@@ -101,7 +105,8 @@ class Knobs:
             was[LONG] = self.words[H_KNOB_PROMPT_WAS] = each_prompt
         self.holders = {LONG: config}
         self.scheduler, self.was, self.now, self.each = scheduler, was, dict(was), 1 + drafts
-        self.words[H_KNOB_TOKENS_WAS], self.words[H_KNOB_SEQUENCES_WAS] = was[TOKENS], was[SEQUENCES]
+        self.sequences = sequences
+        self.words[H_KNOB_TOKENS_WAS], self.words[H_KNOB_SEQUENCES_WAS] = was[TOKENS], was[sequences]
         return True
 
     def turn(self, name, asked, least):
@@ -123,5 +128,5 @@ class Knobs:
             if getattr(holder, name) == self.now[name]:
                 setattr(holder, name, was)
         words = self.words
-        words[H_KNOB_TOKENS_NOW], words[H_KNOB_SEQUENCES_NOW] = self.was[TOKENS], self.was[SEQUENCES]
+        words[H_KNOB_TOKENS_NOW], words[H_KNOB_SEQUENCES_NOW] = self.was[TOKENS], self.was[self.sequences]
         words[H_KNOB_PROMPT_NOW] = self.was.get(LONG, 0)
