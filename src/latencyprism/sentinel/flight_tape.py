@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latencyprism import __version__
 from latencyprism.bpf.waits import INTERVAL_DTYPE, Intervals
 from latencyprism.errors import PrismError
 from latencyprism.host.processes import thread_name
@@ -18,9 +16,10 @@ from latencyprism.recorder.capture import Capture
 from latencyprism.recorder.tape import Tape, tape_folder
 from latencyprism.recorder.tape_reading import Taped
 from latencyprism.records import Alert
-from latencyprism.sentinel.below_watch import LEAST_SPAN_NS, host_tid, socket_inodes
+from latencyprism.sentinel.below_watch import LEAST_SPAN_NS, socket_inodes
+from latencyprism.sentinel.provenance import describe_watch
 from latencyprism.timeline.attribution import machine_spans, to_spans
-from latencyprism.timeline.clocks import Timeline, read_machine_clocks, wall_clock
+from latencyprism.timeline.clocks import Timeline, read_machine_clocks
 
 if TYPE_CHECKING:
     from latencyprism.sentinel.replica_watch import ReplicaWatch
@@ -74,28 +73,13 @@ class FlightTape:
 
 def describe(watch: ReplicaWatch) -> dict[str, Any]:
     """``meta`` of a capture made from the tape, and what its waits need to become spans."""
-    source = watch.attachment.source
-    key = getattr(source, "request_key", None)
     clocks = Timeline("monotonic")
     read_machine_clocks(clocks)
     below = watch.below
     critical = sorted(below.critical) if below is not None else []
     return {
-        "engine": watch.replica.engine,
-        "host": platform.node(),
-        "pids": {role: pid for pid, role in watch.roles.items()},
-        "roles": {str(pid): role for pid, role in watch.roles.items()},
-        "versions": {
-            "latencyprism": __version__,
-            watch.replica.engine: watch.replica.version,
-            "kernel": platform.release(),
-        },
-        "clock": wall_clock(clocks, time.monotonic_ns()),
+        **describe_watch(watch, clocks),
         "watcher": os.getpid(),
-        "loop_threads": [host_tid(*pair) for pair in getattr(source, "step_threads", ())],
-        "request_key": key.hex() if key else None,
-        "requests_from": getattr(source, "requests_from", None),
-        "not_available": list(watch.host.not_available),
         "wait_threads": {str(tid): thread_name(tid) for tid in critical},
         "wait_sockets": sorted(socket_inodes(below.probe.pids))[:2000] if below is not None else [],
     }

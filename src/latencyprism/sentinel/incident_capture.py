@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from pathlib import Path
 from typing import Any
 
-from latencyprism import __version__
 from latencyprism.recorder.capture import Capture
 from latencyprism.recorder.deferred import CaptureJob
 from latencyprism.records import Alert
-from latencyprism.sentinel.below_watch import host_tid
 from latencyprism.sentinel.early_verdict import FIRST_S, NEXT_S, EarlyVerdict
 from latencyprism.sentinel.operator_dive import OperatorDive
+from latencyprism.sentinel.provenance import describe_watch
 from latencyprism.sentinel.replica_watch import ReplicaWatch
-from latencyprism.timeline.clocks import Timeline, read_machine_clocks, wall_clock
+from latencyprism.timeline.clocks import Timeline, read_machine_clocks
 
 BEFORE_S, AFTER_S = 30.0, 5.0
 DRAIN_PERIOD_NS = 250_000_000
@@ -154,29 +152,17 @@ class IncidentCapture:
 
     def _describe(self) -> dict[str, Any]:
         watch = self.watch
-        source = watch.attachment.source
-        key, requests = getattr(source, "request_key", None), getattr(source, "requests", None)
+        requests = getattr(watch.attachment.source, "requests", None)
+        described = describe_watch(watch, self._clocks)
         return {
-            "engine": watch.replica.engine,
-            "host": platform.node(),
-            "pids": {role: pid for pid, role in watch.roles.items()},
-            "roles": {str(pid): role for pid, role in watch.roles.items()},
-            "versions": {
-                "latencyprism": __version__,
-                watch.replica.engine: watch.replica.version,
-                "kernel": platform.release(),
-            },
-            "clock": wall_clock(self._clocks, time.monotonic_ns()),
+            **described,
             "alert_ns": self.begun_ns if self.alerts else None,
             "onset_ns": watch.onset_ns if self.alerts else None,
             "deep_probe": {"armed_ns": self.armed_ns, "disarmed_ns": self.until_ns},
             "operators": self._describe_operators(),
-            "loop_threads": self._loop_threads(),
-            "request_key": key.hex() if key else None,
-            "requests_from": getattr(source, "requests_from", None),
             "requests_in_flight": requests.in_flight if requests is not None else None,
             "below": watch.below.describe() if watch.below is not None else None,
-            "not_available": [*watch.host.not_available, *self._missing],
+            "not_available": [*described["not_available"], *self._missing],
             **self._meta,
         }
 
@@ -189,7 +175,3 @@ class IncidentCapture:
             "lost": sum(seen.lost for _, seen in self.operators.records),
             "clock_error_ns": max(seen.error_ns for _, seen in self.operators.records),
         }
-
-    def _loop_threads(self) -> list[int]:
-        """Those that emitted steps, by the numbers they have here."""
-        return [host_tid(*pair) for pair in getattr(self.watch.attachment.source, "step_threads", ())]
