@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import json
 import queue
-import socket
 import threading
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
-from latencyprism.errors import PrismError
 from latencyprism.recorder.trigger import Asked
+from latencyprism.slo.loopback import Listening, LoopbackHandler, LoopbackServer
 
 MOST_BYTES = {"/capture": 64 << 10, "/alertmanager": 1 << 20}
 MOST_WAITING, MOST_AT_ONCE, MOST_ALERTS = 64, 8, 64
@@ -29,38 +28,7 @@ class Wish:
     replica: str | None = None
 
 
-class Receiver:
-    """Listens on 127.0.0.1 from construction to ``close``, on threads of its own. ``port`` 0: any free one.
-
-    PrismError where it cannot listen."""
-
-    def __init__(self, port: int) -> None:
-        try:
-            self._server = _Server(("127.0.0.1", port), _Handler)
-        except OSError as error:
-            what = f"cannot listen on 127.0.0.1:{port}"
-            raise PrismError(what, error.strerror or str(error), "give another port with --listen") from None
-        self.port = int(self._server.server_address[1])
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.2,), daemon=True)
-        self._thread.start()
-
-    def wishes(self) -> list[Wish]:
-        """What came in since the last call."""
-        found = []
-        while True:
-            try:
-                found.append(self._server.wishes.get_nowait())
-            except queue.Empty:
-                return found
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(2)
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
+class _Server(LoopbackServer):
     request_queue_size = 16
 
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
@@ -84,14 +52,26 @@ class _Server(ThreadingHTTPServer):
         """A client that went away or speaks no HTTP is its own affair."""
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server: _Server
-    timeout = 5.0
-    server_version, sys_version = "latencyprism", ""
+class Receiver(Listening[_Server]):
+    """Listens on 127.0.0.1 from construction to ``close``, on threads of its own. ``port`` 0: any free one.
 
-    def setup(self) -> None:
-        super().setup()
-        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    PrismError where it cannot listen."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(port, lambda address: _Server(address, _Handler), "give another port with --listen")
+
+    def wishes(self) -> list[Wish]:
+        """What came in since the last call."""
+        found = []
+        while True:
+            try:
+                found.append(self.server.wishes.get_nowait())
+            except queue.Empty:
+                return found
+
+
+class _Handler(LoopbackHandler):
+    server: _Server
 
     def do_GET(self) -> None:
         self._answer(404, "POST /capture and POST /alertmanager are here")
@@ -141,16 +121,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status: int, text: str) -> None:
         body = json.dumps({"told": text}).encode() + b"\n"
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Connection", "close")
-        self.end_headers()
-        self.wfile.write(body)
+        self.send(status, "application/json", body, ("Connection", "close"))
         self.close_connection = True
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: standard error belongs to the watch."""
 
 
 def plain_wish(body: bytes) -> list[Wish]:

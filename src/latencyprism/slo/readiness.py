@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import socket
-import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from latencyprism.errors import PrismError
+from latencyprism.slo.loopback import Listening, LoopbackHandler, LoopbackServer
 
 HOLD_NS, CALM_NS = 10_000_000_000, 5_000_000_000
 
@@ -42,40 +39,25 @@ class Readiness:
         return True
 
 
-class Endpoint:
+class _Server(LoopbackServer):
+    told: Callable[[], tuple[bool, dict[str, Any], str]]
+
+
+class Endpoint(Listening[_Server]):
     """``GET /ready`` and ``/metrics`` on 127.0.0.1, answered by a thread of its own from what ``told`` gives:
     (ready, a dict for the body, text of metrics)."""
 
     def __init__(self, port: int, told: Callable[[], tuple[bool, dict[str, Any], str]]) -> None:
-        try:
-            self._server = _Server(("127.0.0.1", port), _Handler)
-        except OSError as error:
-            what = f"cannot listen on 127.0.0.1:{port}"
-            raise PrismError(what, error.strerror or str(error), "give another port") from None
-        self._server.told = told
-        self.port = int(self._server.server_address[1])
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.2,), daemon=True)
-        self._thread.start()
+        def make(address: tuple[str, int]) -> _Server:
+            server = _Server(address, _Handler)
+            server.told = told
+            return server
 
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(2)
+        super().__init__(port, make, "give another port")
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    told: Callable[[], tuple[bool, dict[str, Any], str]]
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(LoopbackHandler):
     server: _Server
-    timeout = 5.0
-    server_version, sys_version = "latencyprism", ""
-
-    def setup(self) -> None:
-        super().setup()
-        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
@@ -89,12 +71,4 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404, "text/plain", b"/ready and /metrics are here\n")
 
     def _answer(self, status: int, kind: str, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Cache-Control", "no-store")
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: standard error belongs to the watch."""
+        self.send(status, kind, body, ("Cache-Control", "no-store"))
