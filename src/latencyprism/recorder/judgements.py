@@ -98,6 +98,3 @@ def _number(value: object) -> float:
         return float(value)
     except OverflowError:
         raise ValueError("a number is too large") from None
-
-
-assert {*_REQUIRED, *_OPTIONAL, *_NUMBERS} >= _FIELDS
