@@ -8,7 +8,7 @@ import json
 import time
 
 from latencyprism.attach.process import Identity
-from latencyprism.cli.options import pid
+from latencyprism.cli.options import add_json, add_pid
 from latencyprism.engines.unknown import discover_any
 from latencyprism.errors import PrismError, TargetRefused
 from latencyprism.sentinel import acknowledge
@@ -20,10 +20,8 @@ PATIENCE_S = 5.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-p", "--pid", type=pid, required=True, metavar="PID", help="any process of the engine"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    add_pid(parser, required=True, what="any process of the engine")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

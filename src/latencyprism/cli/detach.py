@@ -7,7 +7,7 @@ import json
 import sys
 
 from latencyprism.agent.session import remove_probe
-from latencyprism.cli.options import pid
+from latencyprism.cli.options import add_json, add_pid
 from latencyprism.engines.unknown import discover_any
 from latencyprism.sentinel.claim import holder_of
 
@@ -16,10 +16,8 @@ HELP = "remove probes from an engine"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-p", "--pid", type=pid, required=True, metavar="PID", help="any process of the engine"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    add_pid(parser, required=True, what="any process of the engine")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

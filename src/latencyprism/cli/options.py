@@ -33,3 +33,7 @@ def add_pid(parser: argparse.ArgumentParser, *, required: bool = False, what: st
 
 def add_duration(parser: argparse.ArgumentParser, default: float | None, what: str) -> None:
     parser.add_argument("-d", "--duration", type=duration_s, default=default, metavar="TIME", help=what)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON object")
