@@ -6,8 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from importlib.resources import files
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +19,6 @@ from latencyprism.engines.unknown import GENERIC, no_pack_fits, successors
 from latencyprism.records import Step
 from latencyprism.sentinel.targets import attach
 from latencyprism.timeline.generic_source import GenericSource
-
-ENGINE = str(files("latencyprism.lab").joinpath("inside", "made_up_engine.py"))
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[int]:
-    """The pid of a made-up engine at work."""
-    process = subprocess.Popen(
-        [sys.executable, ENGINE, "thread", str(tmp_path / "steps")], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None and process.stdout.readline().strip() == "ready"
-    time.sleep(0.3)
-    yield process.pid
-    process.kill()
-    process.communicate()
 
 
 def latencyprism(*arguments: object) -> list[dict[str, Any]]:
@@ -90,19 +74,12 @@ def test_which_engines_are_unknown(engine: int) -> None:
     assert not no_pack_fits(Replica("llama.cpp", 0, member))
 
 
-def test_one_started_again_is_its_successor(engine: int, tmp_path: Path) -> None:
+def test_one_started_again_is_its_successor(engine: int, start_engine: Callable[[], int]) -> None:
     old = Replica(GENERIC, 0, (Member(read_process(engine), "engine"),))
     assert engine not in [replica.engine_pid for replica in successors([old])]
-    again = subprocess.Popen(
-        [sys.executable, ENGINE, "thread", str(tmp_path / "steps")], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert again.stdout is not None and again.stdout.readline()
-        assert [replica.engine_pid for replica in successors([old])] == [again.pid]
-        assert successors([]) == []
-    finally:
-        again.kill()
-        again.communicate()
+    again = start_engine()
+    assert [replica.engine_pid for replica in successors([old])] == [again]
+    assert successors([]) == []
 
 
 def test_gaps_of_an_engine_that_tells_no_work_are_no_stalls() -> None:

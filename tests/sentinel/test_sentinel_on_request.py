@@ -9,8 +9,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,21 +16,6 @@ from typing import Any
 import pytest
 
 from latencyprism.recorder import read_capture
-
-ENGINE = str(files("latencyprism.lab").joinpath("inside", "made_up_engine.py"))
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[int]:
-    """The pid of a made-up engine at work."""
-    process = subprocess.Popen(
-        [sys.executable, ENGINE, "thread", str(tmp_path / "steps")], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None and process.stdout.readline().strip() == "ready"
-    time.sleep(0.3)
-    yield process.pid
-    process.kill()
-    process.communicate()
 
 
 class Watch:
