@@ -62,7 +62,8 @@ class _Helper:
 
     def __init__(self, script: str, spec: dict[str, Any], pass_fds: tuple[int, ...]) -> None:
         self.reports: list[Report] = []
-        command = [sys.executable, "-I", "-S", str(_INSIDE / script), json.dumps(spec)]
+        # Nothing from the environment or the user's folder; scripts share what lies beside them.
+        command = [sys.executable, "-E", "-s", "-S", str(_INSIDE / script), json.dumps(spec)]
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

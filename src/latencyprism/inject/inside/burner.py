@@ -1,4 +1,4 @@
-"""Burns a resource in bounds: ``python -I -S burner.py SPEC`` with SPEC a JSON object.
+"""Burns a resource in bounds: ``python -E -s -S burner.py SPEC`` with SPEC a JSON object.
 
 ``kind``: ``cpu``, ``memory``, ``disk`` or ``reclaim``; ``share``: part of each 10 ms cycle spent burning;
 ``until_ns`` (CLOCK_MONOTONIC): when to end. It ends at that moment, when its standard input closes, or when
@@ -14,36 +14,17 @@ import json
 import mmap
 import os
 import random
-import resource
-import select
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
+from bounds import Bounds, say
+
 Spec = dict[str, Any]
 Work = Callable[[], None]
 
 CYCLE_NS = 10_000_000
-
-
-class Bounds:
-    def __init__(self, until_ns: int) -> None:
-        self.until_ns = until_ns
-        self.parent = os.getppid()
-        seconds = max(1, (until_ns - time.monotonic_ns()) // 1_000_000_000 + 3)
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-
-    def over(self, wait_s: float = 0.0) -> bool:
-        if time.monotonic_ns() >= self.until_ns or os.getppid() != self.parent:
-            return True
-        # Nothing is ever written to it: readable means closed.
-        return bool(select.select([0], [], [], max(0.0, wait_s))[0])
-
-
-def say(**fields: object) -> None:
-    sys.stdout.write(json.dumps(fields) + "\n")
-    sys.stdout.flush()
 
 
 def last_cpu(path: str) -> int | None:

@@ -1,4 +1,4 @@
-"""Requests that change what an engine has to do: ``python -I -S client.py SPEC`` with SPEC a JSON object.
+"""Requests that change what an engine has to do: ``python -E -s -S client.py SPEC`` with SPEC a JSON object.
 
 ``host``, ``port``, ``model`` (None: not named, so the one that the server has); ``prompt_tokens`` (about;
 words of one letter), ``max_tokens``; ``at_once``: senders; ``share``: part of its time in which each
@@ -15,12 +15,12 @@ import http.client
 import json
 import os
 import random
-import resource
-import select
 import sys
 import threading
 import time
 from typing import Any
+
+from bounds import Bounds, say
 
 Spec = dict[str, Any]
 PATIENCE_S = 120.0
@@ -103,25 +103,16 @@ class Sender:
             time.sleep(took_ns / 1e9 * (1 / share - 1))
 
 
-def say(**fields: object) -> None:
-    sys.stdout.write(json.dumps(fields) + "\n")
-    sys.stdout.flush()
-
-
 def main() -> None:
     spec = json.loads(sys.argv[1])
-    parent = os.getppid()
-    seconds = max(1, (spec["until_ns"] - time.monotonic_ns()) // 1_000_000_000 + 3)
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    bounds = Bounds(spec["until_ns"])
     sender = Sender(spec)
     before = sender.counters()
     say(pid=os.getpid())
     for number in range(spec["at_once"]):
         threading.Thread(target=sender.run, args=(number,), daemon=True).start()
-    while time.monotonic_ns() < spec["until_ns"] and os.getppid() == parent:
-        # Nothing is ever written to it: readable means closed.
-        if select.select([0], [], [], 0.02)[0]:
-            break
+    while not bounds.over(0.02):
+        pass
     ended_ns, after = time.monotonic_ns(), sender.counters()
     with sender.lock:
         say(

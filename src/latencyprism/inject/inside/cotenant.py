@@ -1,4 +1,4 @@
-"""Another tenant of an NVIDIA device: ``python -I -S cotenant.py SPEC`` with SPEC a JSON object.
+"""Another tenant of an NVIDIA device: ``python -E -s -S cotenant.py SPEC`` with SPEC a JSON object.
 
 ``kind``: ``contention`` (arithmetic on every multiprocessor), ``memory_bandwidth`` (copies within the
 device), ``pcie`` (copies from and to pinned host memory), ``link`` (copies to another device), ``allocator``
@@ -15,13 +15,13 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import resource
-import select
 import sys
 import time
 from collections.abc import Callable
 from ctypes import byref, c_int, c_size_t, c_uint, c_uint64, c_void_p
 from typing import Any
+
+from bounds import Bounds, say
 
 Spec = dict[str, Any]
 CYCLE_NS = 20_000_000
@@ -164,16 +164,9 @@ KINDS: dict[str, Callable[[Driver, Spec], Round]] = {
 }
 
 
-def say(**fields: object) -> None:
-    sys.stdout.write(json.dumps(fields) + "\n")
-    sys.stdout.flush()
-
-
 def main() -> None:
     spec = json.loads(sys.argv[1])
-    parent = os.getppid()
-    seconds = max(1, (spec["until_ns"] - time.monotonic_ns()) // 1_000_000_000 + 13)
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    bounds = Bounds(spec["until_ns"], spare_s=13)
     try:
         driver = Driver(spec["library"], spec["device"])
         once = KINDS[spec["kind"]](driver, spec)
@@ -181,7 +174,7 @@ def main() -> None:
         driver.wait()
         rounds, busy_ns, begun_ns = 0, 0, time.monotonic_ns()
         say(begun_ns=begun_ns, pid=os.getpid())
-        while time.monotonic_ns() < spec["until_ns"] and os.getppid() == parent:
+        while not bounds.over():
             cycle_ns = time.monotonic_ns()
             while time.monotonic_ns() - cycle_ns < spec["share"] * CYCLE_NS:
                 once()
@@ -189,8 +182,7 @@ def main() -> None:
                 rounds += 1
             now_ns = time.monotonic_ns()
             busy_ns += now_ns - cycle_ns
-            # Nothing is ever written to it: readable means closed.
-            if select.select([0], [], [], max(0.0, (cycle_ns + CYCLE_NS - now_ns) / 1e9))[0]:
+            if bounds.over((cycle_ns + CYCLE_NS - now_ns) / 1e9):
                 break
     except (Refused, OSError, AttributeError) as error:
         say(error=str(error)[:300])

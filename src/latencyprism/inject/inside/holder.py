@@ -1,4 +1,4 @@
-"""Holds a process back and always lets it go: ``python -I -S holder.py SPEC`` with SPEC a JSON object.
+"""Holds a process back and always lets it go: ``python -E -s -S holder.py SPEC`` with SPEC a JSON object.
 
 Two processes: the *actor* does it, its parent, the *keeper*, undoes it when the actor is gone for whatever
 reason. The actor ends at ``until_ns`` (CLOCK_MONOTONIC), when standard input closes (the injector is gone)

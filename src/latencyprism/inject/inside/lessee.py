@@ -1,4 +1,4 @@
-"""Renews the lease of a disturbance inside the target: ``python -I -S lessee.py SPEC``, a JSON object.
+"""Renews the lease of a disturbance inside the target: ``python -E -s -S lessee.py SPEC``, a JSON object.
 
 ``file``: descriptor of the shared file (``tenant/base.py`` has its words); ``duration_ns``: how long,
 from the moment at which this process has started. The lease is taken back then, when standard input
@@ -16,6 +16,8 @@ import select
 import sys
 import time
 
+from bounds import say
+
 W_STATE, W_LEASE_NS, W_UNTIL_NS, W_BEGUN_NS, W_ENDED_NS, W_HARM_NS, W_ROUNDS, W_CPU_NS, W_COUNT, W_THREAD = (
     range(1, 11)
 )
@@ -24,11 +26,6 @@ SAY_AT, SAY_BYTES = 256, 512
 LEASE_NS = 1_000_000_000
 RENEW_S = 0.1
 ANSWER_S = 4.0
-
-
-def say(**fields: object) -> None:
-    sys.stdout.write(json.dumps(fields) + "\n")
-    sys.stdout.flush()
 
 
 def renew(words: memoryview, until_ns: int) -> None:

@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that passes everything on later: ``python -I -S proxy.py SPEC``, a JSON object.
+"""A TCP proxy on loopback that passes everything on later: ``python -E -s -S proxy.py SPEC``, a JSON object.
 
 ``host``, ``port``: where to; ``delay_ns``: of each way, between ``from_ns`` and ``to_ns`` (CLOCK_MONOTONIC),
 none before and after; ``until_ns``: when to end. It ends then, when standard input closes, or when its parent
@@ -15,6 +15,8 @@ import select
 import sys
 import time
 from typing import Any
+
+from bounds import say
 
 Spec = dict[str, Any]
 PIECE_BYTES = 64 << 10
@@ -89,11 +91,6 @@ class Proxy:
                 break
             await asyncio.sleep(LOOK_S)
         server.close()
-
-
-def say(**fields: object) -> None:
-    sys.stdout.write(json.dumps(fields) + "\n")
-    sys.stdout.flush()
 
 
 def main() -> None:
