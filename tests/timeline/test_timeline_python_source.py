@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from latencyprism.records import Window, ring
 from latencyprism.records.step import NULL
@@ -37,6 +39,7 @@ def source() -> PythonSource:
     made._runs = {}
     made._engine_pid = ENGINE
     made._names = {ENGINE: "EngineCore 100", WORKER: "Worker 200"}
+    made._tracks = {pid: (name,) for pid, name in made._names.items()}
     made._deep_names = {ENGINE: [], WORKER: ["GPUModelRunner._sample"]}
     made._api, made._lost_before, made._step_rings = None, 0, {}
     made.requests = RequestJoin("vllm", 3)
@@ -104,3 +107,19 @@ def test_the_thread_that_emits_steps_stays_known_when_the_ring_is_gone(source: P
     feed(source, [step_words(0, 1000, 2000)], [])
     source._sessions.clear()
     assert source.step_threads == ((ENGINE, 7),)
+
+
+_MAY_BE_NULL = {"context_tokens", "running", "waiting", "kv_usage", "gap_ns", "gc_ns"}
+_KNOWN = st.integers(0, 10**12)
+_SHORT_RECORDS = st.tuples(*(
+    _KNOWN | st.just(NULL) if name in _MAY_BE_NULL else _KNOWN for name in ring.DECODE_WIRE
+))  # fmt: skip
+
+
+@given(words=_SHORT_RECORDS)
+def test_a_short_record_becomes_the_same_step_as_its_long_form(words: tuple[int, ...]) -> None:
+    made = object.__new__(PythonSource)
+    made.engine, made.totals, made._runs = "vllm", Totals(), {}
+    made.replica = SimpleNamespace(number=3)  # type: ignore[assignment]
+    assert made._decode_step(words) == made._step(ring.widened(words))
+    assert made.totals.output_tokens == 2 * words[ring.DECODE_WIRE.index("output_tokens")]

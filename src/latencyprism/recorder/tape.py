@@ -136,12 +136,21 @@ class _Ring:
 
     def put(self, kind: FrameKind, payload: bytes) -> None:
         """``room`` for it must have been made."""
+        frame = FRAME.pack(len(payload), kind, 0, zlib.crc32(payload)) + payload
         at = self._at
-        end = at + FRAME.size + len(payload)
-        FRAME.pack_into(self._map, at, len(payload), kind, 0, zlib.crc32(payload))
-        self._map[at + FRAME.size : end] = payload
-        self._at = end
+        self._at = end = at + len(frame)
+        self._map[at:end] = frame
         _USED.pack_into(self._map, self._head + 8, end - self._head - SEGMENT_HEAD)
+
+    def known(self, words: tuple[Any, ...], rest: int) -> list[int] | None:
+        """The places of ``words`` where all are in this segment and it has room for ``rest`` bytes more."""
+        if self._at + rest > self._end:
+            return None
+        try:
+            known = self._words
+            return [known[word] for word in words]
+        except KeyError:
+            return None
 
     def places(self, words: tuple[Any, ...], rest: int) -> list[int]:
         """The places of ``words`` in the segment that also has room for ``rest`` bytes more."""
@@ -256,14 +265,24 @@ class Tape:
         numbers: tuple[Any, ...], details: bytes,
     ) -> None:  # fmt: skip
         size = FRAME.size + layout.size + len(details)
-        if size + sum(len(str(word)) * 8 + 64 for word in words) > SEGMENT_BYTES - SEGMENT_HEAD:
+        ring = self._rings[lane]
+        places = ring.known(words, size)
+        if places is None:
+            places = self._introduced(ring, words, size)
+        if places is None:
             self.refused += 1
             return
-        ring = self._rings[lane]
         try:
-            ring.put(kind, layout.pack(*ring.places(words, size), *numbers) + details)
+            ring.put(kind, layout.pack(*places, *numbers) + details)
         except (struct.error, OverflowError):
             self.refused += 1
+
+    @staticmethod
+    def _introduced(ring: _Ring, words: tuple[Any, ...], size: int) -> list[int] | None:
+        """None where they and ``size`` bytes more are too large for any segment."""
+        if size + sum(len(str(word)) * 8 + 64 for word in words) > SEGMENT_BYTES - SEGMENT_HEAD:
+            return None
+        return ring.places(words, size)
 
     def add_alert(self, alert: Alert, onset_ns: int, raised_ns: int) -> None:
         """``onset_ns``, ``raised_ns``: CLOCK_MONOTONIC."""

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from latencyprism.records import Step, Usual
 
 KEPT, LEAST = 256, 64
-LONG_SHARE = 0.05
+LONG_SHARE = 0.03
 """Of usual steps, so many are called long."""
 RESTLESS, MEMORY = 0.4, 1 / 16
 """From this share of long ones among the last few on, one is wary."""

@@ -94,6 +94,7 @@ class PythonSource:
             raise
         self._engine_pid = replica.engine_pid
         self._names = {pid: f"{role} {pid}" for pid, role in replica.roles().items()}
+        self._tracks = {pid: (name,) for pid, name in self._names.items()}
         self._deep_names = {
             m.pid: [f"{owner}.{method}" for _, owner, method in _deep_of(entry, m)] for m in probed
         }
@@ -134,7 +135,7 @@ class PythonSource:
         steps = []
         for record in engine.read():
             if record.kind in (ring.KIND_STEP, ring.KIND_DECODE):
-                steps.append(record.words if record.kind == ring.KIND_STEP else ring.widened(record.words))
+                steps.append(record)
                 if not self._step_rings.get(record.ring):
                     self._step_rings[record.ring] = engine.ring.header(ring.H_THREADS + record.ring)
                 self.requests.step(*record.words[:3])
@@ -149,8 +150,11 @@ class PythonSource:
             if session is not engine:
                 for record in session.read():
                     self._take(pid, record, window)
-        for words in steps:
-            window.steps.append(self._step(words, window))
+        for record in steps:
+            if record.kind == ring.KIND_DECODE:
+                window.steps.append(self._decode_step(record.words))
+            else:
+                window.steps.append(self._step(record.words))
         delivers = self._api is not None and self._api.live
         if self._api is not None:
             for record in self._api.read():
@@ -238,37 +242,64 @@ class PythonSource:
 
     def _take(self, pid: int, record: ring.RingRecord, window: Window) -> None:
         words = record.words
-        track = (self._names.get(pid, str(pid)),)
+        track = self._tracks.get(pid) or (str(pid),)
         if record.kind == ring.KIND_WORKER:
-            run = WorkerRun(pid, *_with_nulls(words[:7]))  # type: ignore[arg-type]
+            rank, start, end, sample_start, sample_end, tokens, gc_ns = words[:7]
+            sampled = sample_start != NULL and sample_end != NULL
+            run = WorkerRun(
+                pid, rank, start, end, sample_start if sampled else None, sample_end if sampled else None,
+                tokens, gc_ns,
+            )  # fmt: skip
             self._runs.setdefault(pid, deque(maxlen=_MAX_WAITING_FOR_STEP)).append(run)
             self.totals.worker_records += 1
             self.totals.worker_tokens += run.tokens
             if words[7] > 0:
                 self.totals.worker_self_ns.append(words[7])
-            window.spans.append(Span(track, "execute_model", run.start_ns, run.end_ns))
-            if run.sample_start_ns is not None and run.sample_end_ns is not None:
-                window.spans.append(Span(track, "sample_tokens", run.sample_start_ns, run.sample_end_ns))
+            window.spans.append(Span(track, "execute_model", start, end))
+            if sampled:
+                window.spans.append(Span(track, "sample_tokens", sample_start, sample_end))
         elif record.kind == ring.KIND_SPAN:
             names = self._deep_names[pid]
             if 0 <= words[0] < len(names) and words[1] <= words[2]:
                 window.spans.append(Span(track, names[words[0]], words[1], words[2]))
 
-    def _step(self, words: Sequence[int], window: Window) -> Step:
+    def _decode_step(self, words: Sequence[int]) -> Step:
+        """What ``_step`` makes of ``ring.widened(words)``, by the shortest way: most steps are such steps."""
+        (
+            step, start, end, requests, context, running, waiting, usage, scheduled_at, update_start, gap,
+            gc_ns, outputs, own, critical,
+        ) = words[: ring.DECODE_WIRE_WORDS]  # fmt: skip
+        execute = update_start - scheduled_at
+        sample = self._sample_ns(start, end)
+        if sample is not None:
+            execute = execute - sample if execute > sample else 0
+        self._count(outputs, own, critical)
+        return Step._make((
+            self.engine, self.replica.number, 0, step, start, end, "decode" if requests else None,
+            requests, 0, requests, 0, requests, 0, None if context == NULL else context, 0, 0, None, 0,
+            None if running == NULL else running, None if waiting == NULL else waiting,
+            None if usage == NULL else usage / 1e6, scheduled_at - start, execute, sample, end - update_start,
+            None if gap == NULL else gap, None, None, None, None if gc_ns == NULL else gc_ns,
+            None, None, None,
+        ))  # fmt: skip
+
+    def _count(self, outputs: int, own_ns: int, critical_ns: int) -> None:
+        totals = self.totals
+        if outputs > 0:
+            totals.output_tokens += outputs
+            totals.steps_with_output += 1
+        if own_ns > 0:
+            totals.probe_self_ns.append(own_ns)
+            totals.probe_critical_ns.append(critical_ns)
+
+    def _step(self, words: Sequence[int]) -> Step:
         # One list in the order of the fields: keywords and a dict take five times as long.
         row: list[Any] = [None if at < 0 or (word := words[at]) == NULL else word for at in _PLACES]
         sample_ns = self._sample_ns(words[1], words[2])
         if sample_ns is not None and row[_EXECUTE] is not None:
             row[_SAMPLE] = sample_ns
             row[_EXECUTE] = max(row[_EXECUTE] - sample_ns, 0)
-        totals = self.totals
-        outputs = words[_STEP_AT["output_tokens"]]
-        if outputs > 0:
-            totals.output_tokens += outputs
-            totals.steps_with_output += 1
-        if words[_STEP_AT["self_ns"]] > 0:
-            totals.probe_self_ns.append(words[_STEP_AT["self_ns"]])
-            totals.probe_critical_ns.append(words[_STEP_AT["self_critical_ns"]])
+        self._count(*(words[_STEP_AT[name]] for name in ("output_tokens", "self_ns", "self_critical_ns")))
         row[_ENGINE], row[_REPLICA], row[_RANK] = self.engine, self.replica.number, 0
         row[_PHASE] = phase_of(row[_PREFILL], row[_DECODE])
         if row[_KV] is not None:
@@ -297,10 +328,6 @@ def phase_of(prefill_tokens: int | None, decode_tokens: int | None) -> str | Non
     if prefill_tokens:
         return "prefill"
     return "decode" if decode_tokens else None
-
-
-def _with_nulls(words: Sequence[int]) -> list[int | None]:
-    return [None if word == NULL else word for word in words]
 
 
 def _deep_of(entry: PackRange, member: Member) -> tuple[tuple[str, str, str], ...]:
