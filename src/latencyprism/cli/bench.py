@@ -12,8 +12,6 @@ breakdown: do the parts of a step add up, and what stays unexplained? clocks: do
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -28,6 +26,7 @@ from latencyprism.cli import (
     bench_timeline,
 )
 from latencyprism.cli.options import add_duration, duration_s
+from latencyprism.cli.results import print_figures, say
 from latencyprism.errors import BadInput
 
 NAME = "bench"
@@ -52,24 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     alert = _engine_bench(what, "alert", "delay from an anomalous step to the alert")
     alert.add_argument("--stops", type=int, default=30, help="stops of 50 ms (default 30)")
     _engine_bench(what, "quiet", "false alarms in a normal run with surges", seconds=600.0)
-    attach = what.add_parser(bench_attach.NAME.removeprefix("bench "), help=bench_attach.HELP)
-    bench_attach.add_arguments(attach)
-    attach.set_defaults(bench=bench_attach.run)
-    anchor = what.add_parser(bench_anchor.NAME.removeprefix("bench "), help=bench_anchor.HELP)
-    bench_anchor.add_arguments(anchor)
-    anchor.set_defaults(bench=bench_anchor.run)
-    detect = what.add_parser(bench_detect.NAME.removeprefix("bench "), help=bench_detect.HELP)
-    bench_detect.add_arguments(detect)
-    detect.set_defaults(bench=bench_detect.run)
-    diagnose = what.add_parser(bench_diagnose.NAME.removeprefix("bench "), help=bench_diagnose.HELP)
-    bench_diagnose.add_arguments(diagnose)
-    diagnose.set_defaults(bench=bench_diagnose.run)
-    forecast = what.add_parser(bench_forecast.NAME.removeprefix("bench "), help=bench_forecast.HELP)
-    bench_forecast.add_arguments(forecast)
-    forecast.set_defaults(bench=bench_forecast.run)
-    guard = what.add_parser(bench_guard.NAME.removeprefix("bench "), help=bench_guard.HELP)
-    bench_guard.add_arguments(guard)
-    guard.set_defaults(bench=bench_guard.run)
+    for module in (bench_attach, bench_anchor, bench_detect, bench_diagnose, bench_forecast, bench_guard):
+        single = what.add_parser(module.NAME.removeprefix("bench "), help=module.HELP)
+        module.add_arguments(single)
+        single.set_defaults(bench=module.run)
     bench_below.add_arguments(what)
     bench_timeline.add_arguments(what)
 
@@ -106,49 +91,36 @@ def _counts(text: str) -> list[int]:
     return counts
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def _on_engine(args: argparse.Namespace) -> int:
     if args.what == "fidelity":
         from latencyprism.bench import fidelity
 
-        result = fidelity.run(args.engine, args.duration, args.clients, _say)
+        result = fidelity.run(args.engine, args.duration, args.clients, say)
     elif args.what == "requests":
         from latencyprism.bench import requests
 
         if not 1 <= args.requests <= 100_000:
             raise BadInput("--requests must be from 1 to 100000")
-        result = requests.run(args.engine, args.requests, args.clients, args.seed, _say)
+        result = requests.run(args.engine, args.requests, args.clients, args.seed, say)
     elif args.what == "overhead" and args.running:
         from latencyprism.bench import probe_cost
 
-        result = probe_cost.run(args.engine, args.running, args.seed, _say)
+        result = probe_cost.run(args.engine, args.running, args.seed, say)
     elif args.what == "overhead":
         from latencyprism.bench import overhead
 
         if not 1 <= args.pairs <= 500:
             raise BadInput("--pairs must be from 1 to 500")
-        result = overhead.run(args.engine, args.pairs, args.window, args.clients, args.seed, _say)
+        result = overhead.run(args.engine, args.pairs, args.window, args.clients, args.seed, say)
     elif args.what == "alert":
         from latencyprism.bench import alerting
 
-        result = alerting.run(args.engine, args.stops, args.seed, _say)
+        result = alerting.run(args.engine, args.stops, args.seed, say)
     else:
         from latencyprism.bench import quiet
 
-        result = quiet.run(args.engine, args.duration, _say)
-    return _print(result, args.json)
-
-
-def _print(result: dict[str, Any], as_json: bool) -> int:
-    if as_json:
-        print(json.dumps(result, default=_plain))
-    else:
-        for name, value in result.items():
-            print(f"{name:28} {value}")
-    return 0
+        result = quiet.run(args.engine, args.duration, say)
+    return print_figures(result, args.json, 28, _plain)
 
 
 def _plain(value: Any) -> dict[str, Any]:

@@ -8,9 +8,8 @@ windows without one, in random order.
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 
+from latencyprism.cli.results import print_figures, say
 from latencyprism.errors import BadInput
 
 NAME = "bench anchor"
@@ -30,12 +29,5 @@ def run(args: argparse.Namespace) -> int:
 
     if not 1 <= args.pairs <= 500:
         raise BadInput("--pairs must be from 1 to 500")
-    result = anchor.run(
-        args.engine, args.pairs, args.seed, lambda text: print(text, file=sys.stderr, flush=True)
-    )
-    if args.json:
-        print(json.dumps(result))
-    else:
-        for name, value in result.items():
-            print(f"{name:28} {value}")
-    return 0
+    result = anchor.run(args.engine, args.pairs, args.seed, say)
+    return print_figures(result, args.json, 28)

@@ -7,6 +7,7 @@ import json
 import sys
 from typing import Any
 
+from latencyprism.cli.results import say
 from latencyprism.errors import BadInput
 
 NAME = "bench attach"
@@ -43,13 +44,13 @@ def run(args: argparse.Namespace) -> int:
     if args.engine:
         from latencyprism.bench import attach_engine
 
-        result = attach_engine.run(args.engine, args.cycles, _say)
+        result = attach_engine.run(args.engine, args.cycles, say)
     elif args.kill:
         result = {"killed": _kill(args)}
     else:
         from latencyprism.bench import attaching
 
-        result = {"versions": attaching.run_versions(_pythons(args.python), args.cycles, _say)}
+        result = {"versions": attaching.run_versions(_pythons(args.python), args.cycles, say)}
     if args.json:
         print(json.dumps(result))
     else:
@@ -70,15 +71,11 @@ def _kill(args: argparse.Namespace) -> dict[str, Any]:
     pythons = _pythons(args.python or [sys.executable])
     for version, python in pythons.items():
         for idle in (False, True):
-            _say(f"Python {version}, the main thread {'waits' if idle else 'is at work'}")
+            say(f"Python {version}, the main thread {'waits' if idle else 'is at work'}")
             found.setdefault(version, []).append(
-                attach_kill.run(python, args.kill, args.seed, idle=idle, say=_say)
+                attach_kill.run(python, args.kill, args.seed, idle=idle, say=say)
             )
     return found
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _print(result: dict[str, Any]) -> None:

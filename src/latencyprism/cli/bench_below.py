@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from typing import Any
 
 from latencyprism.cli.options import add_duration, duration_s
+from latencyprism.cli.results import print_figures, say
 from latencyprism.errors import BadInput
 
 NAMES = ("bpf", "attribution", "below")
@@ -56,7 +55,7 @@ def _bpf(args: argparse.Namespace) -> int:
         raise BadInput("--kills must be from 0 to 1000")
     if args.duration > 60:
         raise BadInput("that is too long", "60s at most")
-    return _print(bpf.run(args.duration, args.rate, args.kills, _say), args.json)
+    return print_figures(bpf.run(args.duration, args.rate, args.kills, say), args.json, 24)
 
 
 def _attribution(args: argparse.Namespace) -> int:
@@ -64,7 +63,7 @@ def _attribution(args: argparse.Namespace) -> int:
 
     if not 1 <= args.rounds <= 500:
         raise BadInput("--rounds must be from 1 to 500")
-    return _print(attribution.run(args.rounds, args.seed, _say), args.json)
+    return print_figures(attribution.run(args.rounds, args.seed, say), args.json, 24)
 
 
 def _below(args: argparse.Namespace) -> int:
@@ -72,21 +71,6 @@ def _below(args: argparse.Namespace) -> int:
 
     if not 1 <= args.pairs <= 500:
         raise BadInput("--pairs must be from 1 to 500")
-    result = overhead.run(
-        args.engine, args.pairs, args.window, args.clients, args.seed, _say, "below_watched"
-    )
+    result = overhead.run(args.engine, args.pairs, args.window, args.clients, args.seed, say, "below_watched")
     told = {name: value for name, value in result.items() if value is not None and "probe_" not in name}
-    return _print(told, args.json)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _print(result: dict[str, Any], as_json: bool) -> int:
-    if as_json:
-        print(json.dumps(result))
-    else:
-        for name, value in result.items():
-            print(f"{name:24} {value}")
-    return 0
+    return print_figures(told, args.json, 24)

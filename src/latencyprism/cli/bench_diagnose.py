@@ -6,11 +6,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 from latencyprism.cli.options import duration_s
+from latencyprism.cli.results import say
 from latencyprism.errors import BadInput
 from latencyprism.records import CAUSES
 
@@ -133,7 +133,7 @@ def _measure(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, 
         plan = Plan(
             args.engine, causes, args.strengths, args.runs, args.pairs, args.out, args.seconds, args.healthy
         )
-    return measure(plan, _say), plan.skipped
+    return measure(plan, say), plan.skipped
 
 
 def _write(path: Path, text: str) -> None:
@@ -146,13 +146,9 @@ def _write(path: Path, text: str) -> None:
 def _artefact(args: argparse.Namespace) -> int:
     from latencyprism.bench import artefact
 
-    result = artefact.run(args.artefact, args.draws, args.seed, _say)
+    result = artefact.run(args.artefact, args.draws, args.seed, say)
     print(json.dumps(result) if args.json else "\n".join(_artefact_table(result)))
     return 0
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _table(result: dict[str, Any]) -> list[str]:

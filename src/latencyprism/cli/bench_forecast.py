@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from latencyprism.cli.options import add_duration
+from latencyprism.cli.results import say
 from latencyprism.errors import BadInput
 
 NAME = "bench forecast"
@@ -52,13 +52,9 @@ def run(args: argparse.Namespace) -> int:
             arrivals = scaled(plan[: max(60, int(rate * args.duration))], rate, forecast.SCALE)
             result["traces"][name] = forecast.simulate(arrivals, args.seed, **forecast.SIMULATED)
     else:
-        result = forecast.run(args.engine, plans, args.duration, args.load, args.seed, _say)
+        result = forecast.run(args.engine, plans, args.duration, args.load, args.seed, say)
     print(json.dumps(result) if args.json else "\n".join(_table(result)))
     return 1 if all("failed" in found for found in result["traces"].values()) else 0
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _table(result: dict[str, Any]) -> list[str]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
 
 from latencyprism.cli.options import add_duration
+from latencyprism.cli.results import print_figures, say
 from latencyprism.errors import BadInput
 
 NAME = "bench guard"
@@ -32,13 +31,8 @@ def run(args: argparse.Namespace) -> int:
         raise BadInput("-d must be from 10 s to 10 min")
     if args.output is not None:
         _writable(args.output)
-    result = guarding.run(args.pairs, args.duration, args.seed, args.output, _say)
-    if args.json:
-        print(json.dumps(result))
-    else:
-        for name, value in result.items():
-            print(f"{name:20} {value}")
-    return 0
+    result = guarding.run(args.pairs, args.duration, args.seed, args.output, say)
+    return print_figures(result, args.json, 20)
 
 
 def _writable(path: Path) -> None:
@@ -49,7 +43,3 @@ def _writable(path: Path) -> None:
         path.open("x").close()
     except OSError as error:
         raise BadInput(f"cannot write {path}", error.strerror or str(error)) from None
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

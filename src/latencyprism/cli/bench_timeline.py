@@ -4,12 +4,11 @@ every time as right as it says?"""
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from latencyprism.cli.options import add_duration, duration_s
+from latencyprism.cli.results import print_figures, say
 from latencyprism.errors import BadInput
 
 ENGINES = ("vllm", "transformers", "llama.cpp")
@@ -60,7 +59,9 @@ def _breakdown(args: argparse.Namespace) -> int:
         raise BadInput("--clients must be from 1 to 1024")
     if args.keep is not None and not args.keep.is_dir():
         raise BadInput(f"cannot keep captures in {args.keep}", "it is no folder", "make it first")
-    return _print(breakdown.run(args.engine, args.duration, args.clients, _say, args.keep), args.json)
+    return print_figures(
+        breakdown.run(args.engine, args.duration, args.clients, say, args.keep), args.json, 34
+    )
 
 
 def _deepdive(args: argparse.Namespace) -> int:
@@ -72,8 +73,8 @@ def _deepdive(args: argparse.Namespace) -> int:
         raise BadInput("--window must be from 0.5s to 10s")
     if not 1 <= args.clients <= 1024:
         raise BadInput("--clients must be from 1 to 1024")
-    found = deepdive.run(args.engine, args.pairs, args.window, args.clients, args.arms, args.seed, _say)
-    return _print(found, args.json)
+    found = deepdive.run(args.engine, args.pairs, args.window, args.clients, args.arms, args.seed, say)
+    return print_figures(found, args.json, 34)
 
 
 def _clocks(args: argparse.Namespace) -> int:
@@ -83,17 +84,4 @@ def _clocks(args: argparse.Namespace) -> int:
         raise BadInput("--trials must be from 1 to 100000")
     if args.exchange > 120:
         raise BadInput("--exchange is too long", "120s at most")
-    return _print(clocks.run(args.trials, args.seed, args.exchange, _say), args.json)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _print(result: dict[str, Any], as_json: bool) -> int:
-    if as_json:
-        print(json.dumps(result))
-    else:
-        for name, value in result.items():
-            print(f"{name:34} {value}")
-    return 0
+    return print_figures(clocks.run(args.trials, args.seed, args.exchange, say), args.json, 34)

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from latencyprism.cli.options import add_duration, add_pid
+from latencyprism.cli.results import say
 from latencyprism.engines.unknown import discover_any
 from latencyprism.errors import BadInput, PrismError
 from latencyprism.recorder import write_capture
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if args.duration > 120:
         raise BadInput("that is too long", "a recording is kept in memory; 120s at most")
     replica = discover_any(args.pid)[0]
-    watch = ReplicaWatch(attach(replica, _say), horizon_s=args.duration + 30)
+    watch = ReplicaWatch(attach(replica, say), horizon_s=args.duration + 30)
     try:
         result = _record(watch, path, args.duration, deep=not args.no_deep)
         lost = watch.attachment.source.lost
@@ -112,10 +113,6 @@ def _recover(args: argparse.Namespace) -> int:
         if len(dead) > 1:
             print(f"{len(dead) - 1} more: run it again, with another -o")
     return 0
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _record(watch: ReplicaWatch, path: Path, seconds: float, *, deep: bool) -> dict[str, object]:
