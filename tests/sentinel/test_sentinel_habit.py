@@ -229,6 +229,10 @@ def test_the_source_is_told_what_is_usual_once_it_is_known() -> None:
         watch.settle()
         assert len(source.told) == 2 and source.told[1] == watch._habit.usual
         assert watch.nap_s == NAP_S
+        watch.detector.incident_open = True
+        assert watch.nap_s == SHORT_NAP_S
+        watch.detector.paging = True
+        assert watch.nap_s == VAGUE_NAP_S
         watch.prompt = True
         assert watch.nap_s == SHORT_NAP_S
     finally:
