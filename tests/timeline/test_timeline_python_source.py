@@ -109,6 +109,14 @@ def test_the_thread_that_emits_steps_stays_known_when_the_ring_is_gone(source: P
     assert source.step_threads == ((ENGINE, 7),)
 
 
+def test_a_run_whose_tokens_cannot_be_read_is_one_all_the_same(source: PythonSource) -> None:
+    run = run_words(1100, 1500, 300)
+    blind = run._replace(words=(*run.words[:5], NULL, *run.words[6:]))
+    window = feed(source, [step_words(0, 1000, 2000)], [blind])
+    assert [span.name for span in window.spans] == ["execute_model", "sample_tokens"]
+    assert (source.totals.worker_records, source.totals.worker_tokens) == (1, 0)
+
+
 _MAY_BE_NULL = {"context_tokens", "running", "waiting", "kv_usage", "gap_ns", "gc_ns"}
 _KNOWN = st.integers(0, 10**12)
 _SHORT_RECORDS = st.tuples(*(

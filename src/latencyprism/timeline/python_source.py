@@ -37,7 +37,7 @@ class WorkerRun(NamedTuple):
     end_ns: int
     sample_start_ns: int | None
     sample_end_ns: int | None
-    tokens: int
+    tokens: int | None
     gc_ns: int
 
 
@@ -248,11 +248,11 @@ class PythonSource:
             sampled = sample_start != NULL and sample_end != NULL
             run = WorkerRun(
                 pid, rank, start, end, sample_start if sampled else None, sample_end if sampled else None,
-                tokens, gc_ns,
+                None if tokens == NULL else tokens, gc_ns,
             )  # fmt: skip
             self._runs.setdefault(pid, deque(maxlen=_MAX_WAITING_FOR_STEP)).append(run)
             self.totals.worker_records += 1
-            self.totals.worker_tokens += run.tokens
+            self.totals.worker_tokens += run.tokens or 0
             if words[7] > 0:
                 self.totals.worker_self_ns.append(words[7])
             window.spans.append(Span(track, "execute_model", start, end))
