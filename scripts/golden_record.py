@@ -1,16 +1,14 @@
-"""Records a capture of an engine of the lab: one alert, with the seconds around it and the deeper probes.
+"""Records a capture of an engine of the lab that is stopped for a moment, with the deeper probes.
 
     .venv/bin/python scripts/golden_record.py vllm raw.pftrace
 
 Starts the engine with a model of random weights, of such a size that a step takes some tens of milliseconds,
-has two clients ask it, watches it for twenty seconds, and stops its process for 0.4 s, as `latencyprism
-inject peer.stalled` does. What `latencyprism watch` captures then is written to the path given;
-scripts/golden_trim.py makes a small one of it.
+has two clients ask it, records it with `latencyprism record`, and stops its process for 0.4 s meanwhile, as
+`latencyprism inject peer.stalled` does. scripts/golden_trim.py makes a small one of the file.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -19,54 +17,45 @@ import tempfile
 import time
 from pathlib import Path
 
+from latencyprism.attach.process import read_process
 from latencyprism.lab.install import ENGINES
 from latencyprism.lab.launch import Options
 from latencyprism.lab.load import Load
-from latencyprism.lab.models import TINY, Shape
+from latencyprism.lab.models import Shape
 from latencyprism.lab.profiles import Length, Profile
 from latencyprism.lab.serve import Server, start
 from latencyprism.recorder import Capture, read_capture, write_capture
+from latencyprism.sentinel.claim import holder_of
 
-CALM_S, STOP_S, AFTER_S = 20.0, 0.4, 7.0
+CALM_S, RECORD_S, BEFORE_S, STOP_S = 8.0, 9.0, 4.5, 0.4
 LOAD = Profile(
     "golden", clients=2, prompt=Length(60, 0.6, 16, 400), output=Length(16, 0.4, 6, 30),
     duration_s=120.0, context=1024, seed=5,
 )  # fmt: skip
-SHAPES = {"llama.cpp": Shape(layers=16, hidden=1024, intermediate=3072, heads=16, kv_heads=8)}
-"""Of the others the tiny model is slow enough."""
+SHAPE = Shape(layers=12, hidden=768, intermediate=2304, heads=12, kv_heads=6)
 
 
-def record(server: Server, folder: Path) -> Capture:
-    """The capture that has the stop in it; ``stopped_ns`` in its ``meta`` says when that was."""
-    watch = subprocess.Popen(
-        [sys.executable, "-m", "latencyprism", "watch", "--json", "--no-state", "-p", str(server.pid),
-         "-o", str(folder)],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert watch.stdout is not None
-    try:
-        with Load(server, LOAD):
-            time.sleep(CALM_S)
-            stopped_ns = time.monotonic_ns()
-            os.kill(server.pid, signal.SIGSTOP)
-            try:
-                time.sleep(STOP_S)
-            finally:
-                os.kill(server.pid, signal.SIGCONT)
-            time.sleep(1.0)
-            watch.send_signal(signal.SIGUSR1)  # refused where the alert has begun a capture already
-            time.sleep(AFTER_S)
-    finally:
-        watch.send_signal(signal.SIGTERM)
-        told, _ = watch.communicate(timeout=60)
-    events = [json.loads(line) for line in told.splitlines()]
-    found = [e["path"] for e in events if e["event"] == "capture" and e.get("path")]
-    for path in reversed(found):
-        capture = read_capture(path)
-        if any(step.start_ns < stopped_ns < step.end_ns for step in capture.steps):
-            capture.meta["stopped_ns"] = stopped_ns
-            return capture
-    raise SystemExit(f"no capture of the stop was written: {events}")
+def record(server: Server, file: Path) -> Capture:
+    """With ``stopped_ns`` in its ``meta``: when the stop began."""
+    identity = read_process(server.pid).identity
+    command = [sys.executable, "-m", "latencyprism", "record", "-p", str(server.pid), "-o", str(file)]
+    with Load(server, LOAD):
+        time.sleep(CALM_S)
+        recording = subprocess.Popen([*command, "-d", f"{RECORD_S}s"], stdout=subprocess.DEVNULL)
+        while holder_of(identity) is None and recording.poll() is None:
+            time.sleep(0.05)
+        time.sleep(BEFORE_S)
+        stopped_ns = time.monotonic_ns()
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            time.sleep(STOP_S)
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        if recording.wait(90) != 0:
+            raise SystemExit("it could not be recorded")
+    capture = read_capture(file)
+    capture.meta["stopped_ns"] = stopped_ns
+    return capture
 
 
 def main() -> int:
@@ -76,9 +65,9 @@ def main() -> int:
     engine = next(name for name in ENGINES if name == sys.argv[1])
     with (
         tempfile.TemporaryDirectory() as folder,
-        start(engine, Options(slots=4, context=1024), shape=SHAPES.get(engine, TINY)) as server,
+        start(engine, Options(slots=4, context=1024), shape=SHAPE) as server,
     ):
-        write_capture(sys.argv[2], record(server, Path(folder)))
+        write_capture(sys.argv[2], record(server, Path(folder) / "raw.pftrace"))
     return 0
 
 

@@ -1,13 +1,13 @@
 """Makes a small capture without names of a machine out of one that scripts/golden_record.py recorded.
 
-    .venv/bin/python scripts/golden_trim.py raw.pftrace tests/recorder/golden/vllm.pftrace
+    .venv/bin/python scripts/golden_trim.py raw.pftrace tests/recorder/golden/vllm.pftrace [BEFORE_S AFTER_S]
 
-Kept is what lies between 4 s before the stop (`stopped_ns`) and 5.5 s after it, with the alerts of that
-stretch; calls of operators are kept of the first steps of the deep window alone. The name of the host, the
-version of the kernel, names of processes that are neither the engine's nor the kernel's, control groups and
-paths are replaced by words that say what stood there, the key of the requests' hashes by zeros. Numbers and
-times stay as they were recorded. The verdict is worked out again from what was kept, with the stopped step as
-the onset.
+Kept is what lies between 4 s before the stop (`stopped_ns`) and 5.5 s after it (or as told), with the alerts
+of that stretch; calls of operators are kept of the first steps of the deep window alone. The host's name, the
+version of the kernel, names of processes that are neither the engine's nor the kernel's, control groups
+and paths are replaced by words that say what stood there, the key of the requests' hashes by zeros. Numbers
+and times stay as they were recorded. The verdict is worked out again from what was kept, with the stopped
+step as the onset.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from latencyprism.records import Alert, Counter, Span
 from latencyprism.records.operators import Operators
 from latencyprism.sentinel.finish import finish
 
-BEFORE_NS, AFTER_NS = 4_000_000_000, 5_500_000_000
+BEFORE_S, AFTER_S = 4.0, 5.5
 STEPS_WITH_OPERATORS = 3
 MOST_BYTES = 300_000
 _PATH = re.compile(r"(?<![\w.])/[\w.-]+/[^\s'\"]*")
@@ -82,10 +82,10 @@ class Neutral:
         return [self.any(entry) for entry in value] if isinstance(value, list) else value
 
 
-def trimmed(capture: Capture) -> Capture:
+def trimmed(capture: Capture, before_s: float, after_s: float) -> Capture:
     at_ns = capture.meta["stopped_ns"]
     stopped = next(step for step in capture.steps if step.start_ns < at_ns < step.end_ns)
-    since_ns, until_ns = stopped.start_ns - BEFORE_NS, stopped.end_ns + AFTER_NS
+    since_ns, until_ns = stopped.start_ns - int(before_s * 1e9), stopped.end_ns + int(after_s * 1e9)
     kept = [i for i, s in enumerate(capture.steps) if since_ns <= s.start_ns and s.end_ns <= until_ns]
     steps = [capture.steps[i] for i in kept]
     neutral = Neutral(str(capture.meta.get("host", "")), {int(pid) for pid in capture.meta["roles"]})
@@ -131,10 +131,11 @@ def _operators(operators: list[Operators]) -> list[Operators]:
 
 
 def main() -> int:
-    if len(sys.argv) != 3:
-        print("usage: golden_trim.py RAW FILE", file=sys.stderr)
+    if len(sys.argv) not in (3, 5):
+        print("usage: golden_trim.py RAW FILE [BEFORE_S AFTER_S]", file=sys.stderr)
         return 2
-    size = write_capture(Path(sys.argv[2]), finish(trimmed(read_capture(sys.argv[1]))))
+    before_s, after_s = map(float, sys.argv[3:] or (BEFORE_S, AFTER_S))
+    size = write_capture(Path(sys.argv[2]), finish(trimmed(read_capture(sys.argv[1]), before_s, after_s)))
     print(f"{sys.argv[2]}: {size} bytes")
     return 1 if size > MOST_BYTES else 0
 
