@@ -115,6 +115,10 @@ def test_the_command_scores_recorded_runs(tmp_path, lines, capsys):
     assert main(["bench", "diagnose", "--read", str(out), "-o", str(picture), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["strong"]["top1"] == 1.0
+    reached = told["by_reached"]
+    assert sum(row["runs"] for row in reached.values()) == sum(r["runs"] for r in told["by_cause"].values())
+    longer = sum(0.35 <= line["slow"] < 0.75 for line in lines if line["truth"] != "none")
+    assert reached["35 to 75 %"]["runs"] == longer
     assert "cpu.quota" in picture.read_text()
     assert main(["bench", "diagnose", "--read", str(out)]) == 0
     assert "healthy: a cause named in 0 of 1" in capsys.readouterr().out

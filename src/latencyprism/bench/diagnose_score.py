@@ -19,7 +19,11 @@ from latencyprism.diagnose.signatures import Table, builtin_table
 
 Line = Mapping[str, Any]
 NONE, UNKNOWN = "none", "unknown"
-_SURE = 0.9
+REACHED = (
+    ("75 % and more", 0.75), ("35 to 75 %", 0.35), ("17 to 35 %", 0.17), ("6 to 17 %", 0.06),
+    ("less than 6 %", -math.inf),
+)  # fmt: skip
+"""Slow-down of the steps, and the least share that counts so: about 100, 50, 25, 10 %, and none to speak of."""
 
 
 def shifts(line: Line) -> dict[str, Shift]:
@@ -51,6 +55,7 @@ def score(lines: Sequence[Line], table: Table | None = None) -> dict[str, Any]:
         "without_effect": len(lines) - len(used),
         "causes": len({line["truth"] for line, _ in single}),
         "by_strength": {f"{s:g}": _hits(rows) for s, rows in _grouped(single, "strength")},
+        "by_reached": {name: _hits(rows) for name, rows in _by_reached(single)},
         "by_engine": {str(e): _hits(rows) for e, rows in _grouped(single, "engine")},
         "by_cause": {str(c): _hits(rows) for c, rows in _grouped(single, "truth")},
         "strong": _hits([row for row in single if row[0]["strength"] >= 0.5]),
@@ -72,6 +77,15 @@ def _grouped(rows: Iterable[tuple[Line, Any]], key: str) -> list[tuple[Any, list
     for row in rows:
         found[row[0][key]].append(row)
     return sorted(found.items(), key=lambda item: str(item[0]))
+
+
+def _by_reached(rows: Sequence[tuple[Line, Any]]) -> list[tuple[str, list[tuple[Line, Any]]]]:
+    """By the slow-down that was measured, whatever was aimed at: nothing can be seen in steps that took as
+    long as before."""
+    found: dict[str, list[tuple[Line, Any]]] = {name: [] for name, _ in REACHED}
+    for row in rows:
+        found[next(name for name, least in REACHED if row[0]["slow"] >= least)].append(row)
+    return [(name, found[name]) for name, _ in REACHED]
 
 
 def _hits(rows: Sequence[tuple[Line, list[tuple[str, float]]]]) -> dict[str, Any]:

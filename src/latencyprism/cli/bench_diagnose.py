@@ -154,7 +154,11 @@ def _artefact(args: argparse.Namespace) -> int:
 def _table(result: dict[str, Any]) -> list[str]:
     told = [f"{result['runs']} runs, {result['without_effect']} of them without effect and not counted"]
     told.append(f"{'':24}  runs  top-1  top-3")
-    for kind in ("by_strength", "by_engine", "by_cause"):
+    for name, row in result["by_strength"].items():
+        told.append(_row(f"aimed at {float(name):.0%}", row))
+    for name, row in result["by_reached"].items():
+        told.append(_row(f"slower by {name}", row))
+    for kind in ("by_engine", "by_cause"):
         told += [_row(name, row) for name, row in result[kind].items()]
     told.append(_row("the paper's score", result["paper"]))
     healthy, pairs, unseen = result["healthy"], result["pairs"], result["unseen"]
