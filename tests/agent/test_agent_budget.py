@@ -3,6 +3,7 @@ holds."""
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -212,3 +213,39 @@ def test_share_on_processor_is_read_from_the_thread_itself() -> None:
     while time.perf_counter() < until:
         pass
     assert 0.0 < judged.share_on_processor() <= 1.0
+
+
+def test_one_window_is_judged_by_one_of_several_threads() -> None:
+    """A thread that comes in while another judges must not judge a window that has no steps yet."""
+    account = Account(budget.FLOOR_NS * budget.WINDOW_STEPS * 3 // 4)
+    judged = budget.Budget(account)
+    at_once = []
+
+    def others_come_in() -> int:
+        at_once.append(judged.judging.locked())
+        if len(at_once) % 2:
+            others = threading.Thread(
+                target=lambda: [judged.record() for _ in range(2 * budget.WINDOW_STEPS)]
+            )
+            others.start()
+            others.join()
+        return account.cost_ns
+
+    judged.close_window = others_come_in  # type: ignore[method-assign]
+    judged.share_on_processor = lambda: 1.0  # type: ignore[method-assign]
+    for _ in range(20 * budget.WINDOW_STEPS):
+        judged.record()
+    assert len(at_once) >= 20 and account.removed == [] and account.said == []
+
+
+def test_windows_below_the_floor_are_none_above_the_hard_limit() -> None:
+    """Steps of 0.1 ms, 10 % of which is 10 us: nothing. Two dear windows after it are not four."""
+    account = Account(10_000 * budget.WINDOW_STEPS)
+    judged = budget.Budget(account)
+    judged.close_window = lambda: account.cost_ns  # type: ignore[method-assign]
+    judged.share_on_processor = lambda: 1.0  # type: ignore[method-assign]
+    for number in range(22 * budget.WINDOW_STEPS):
+        if number == 20 * budget.WINDOW_STEPS:
+            account.cost_ns = 2 * budget.FLOOR_NS * budget.WINDOW_STEPS
+        judged.busy(number * 100_000, (number + 1) * 100_000)
+    assert account.removed == []

@@ -7,11 +7,13 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from latencyprism.agent.probe import monitor
 from latencyprism.agent.probe.lane import Lane
 from latencyprism.errors import TargetRefused
 from latencyprism.records import ring
@@ -48,6 +50,7 @@ def test_every_thread_has_a_ring(start, python, monkeypatch) -> None:
     for record in session.read():
         assert record.words[:3] == (record.words[0], record.words[0] * 2, record.words[0] * 3)
         by_ring.setdefault(record.ring, []).append(record.words[0])
+    assert session.live, session.health()
     assert len(by_ring) == 4 and session.ring.lost == 0
     for values in by_ring.values():
         assert values == [values[0] // 1000000 * 1000000 + n for n in range(200)]
@@ -168,3 +171,17 @@ def test_checked_ring_survives_stores_in_any_order(
     for _, payload in taken:
         assert list(payload) in [row + [0] * (ring.MAX_PAYLOAD_WORDS - len(row)) for row in written]
     assert len(taken) + reader.lost == 12
+
+
+def test_a_sweep_leaves_calls_that_began_meanwhile(monkeypatch) -> None:
+    """One began after the frames were looked at, one took the place of a frame that ended."""
+    ended, fresh, reused = (None, (), 1), (None, (), 2), (None, (), 3)
+    hook = SimpleNamespace(open={10: ended, 20: ended}, code=None, sweep_at_ns=0)
+
+    def frames():
+        hook.open.update({20: reused, 30: fresh})
+        return {}
+
+    monkeypatch.setattr(monitor, "sys", SimpleNamespace(_current_frames=frames))
+    monitor.sweep(hook, 0)
+    assert hook.open == {20: reused, 30: fresh}

@@ -2,11 +2,12 @@
 
 Every hook measures the time of its reader's functions, and a fixed price per call is added for what lies
 outside of these (``PRICE_WRAPPER_NS``, ``PRICE_MONITOR_NS``). Judged over windows of steps, two in a row, so
-that neither a cold start nor one pause counts.
+that neither a cold start nor one pause counts. Several threads may write; a window is judged by one of them,
+and none waits for another.
 """
 
 # [cut
-from latencyprism.agent.probe.prelude import get_ident, now_ns, os
+from latencyprism.agent.probe.prelude import allocate_lock, get_ident, now_ns, os
 from latencyprism.records.ring import (
     H_BUDGET_PPM,
     H_READINGS_OFF,
@@ -65,6 +66,7 @@ class Budget:
         self.scheduled = (0, 0, 0)
         self.since_ns = now_ns()
         self.stepless = True
+        self.judging = allocate_lock()
 
     def reading(self, name):
         """The handle of an optional reading; the same for the same name. Its bit is its place in order of
@@ -95,26 +97,40 @@ class Budget:
         if self.steps >= WINDOW_STEPS:
             self.judge()
 
-    def record(self, now):
+    def record(self):
         """A record that is no step, in a process that has none (one that only serves the API): its budget is
         of the time that passes, and the floor is per record."""
         self.steps += 1
         if self.steps >= WINDOW_STEPS:
-            self.busy_ns, self.since_ns = now - self.since_ns, now
             self.judge()
 
     def judge(self):
-        spent = int(self.close_window() * self.share_on_processor())
-        steps, busy_ns = self.steps, self.busy_ns
+        """Judge the window that is full, unless another thread does, or has done so since this one looked."""
+        if not self.judging.acquire(False):
+            return
+        try:
+            if self.steps >= WINDOW_STEPS:
+                self.judge_window()
+        finally:
+            self.judging.release()
+
+    def judge_window(self):
+        steps, busy_ns, since_ns = self.steps, self.busy_ns, self.since_ns
         self.steps = self.busy_ns = 0
+        self.since_ns = now_ns()
+        spent = self.close_window()
+        # What other threads wrote meanwhile may be in what was spent.
+        steps += self.steps
+        busy_ns = now_ns() - since_ns if self.stepless else busy_ns + self.busy_ns
+        spent = int(spent * self.share_on_processor())
         words = self.probe.words
         share = spent * 1_000_000 // max(busy_ns, 1)
         words[H_SHARE_PPM] = share
         allowed = max(busy_ns * words[H_BUDGET_PPM] // 1_000_000, FLOOR_NS * steps)
-        self.over_hard = self.over_hard + 1 if share > HARD_LIMIT_PPM else 0
         if spent <= allowed:
-            self.over = 0
+            self.over = self.over_hard = 0
             return
+        self.over_hard = self.over_hard + 1 if share > HARD_LIMIT_PPM else 0
         self.over += 1
         if self.over < 2:
             return

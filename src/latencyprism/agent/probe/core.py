@@ -135,7 +135,7 @@ class Probe:
         if kind == KIND_STEP or kind == KIND_WORKER:
             self.budget.busy(values[1], values[2])
         elif self.budget.stepless:
-            self.budget.record(now_ns())
+            self.budget.record()
         if self.alive:
             self.notice(now_ns())
 

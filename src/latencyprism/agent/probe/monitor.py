@@ -115,16 +115,22 @@ def callbacks(probe, table):
 
 
 def sweep(hook, now):
-    """Drop what was kept for calls that ended by an exception: their frames run no more."""
+    """Drop what was kept for calls that ended by an exception: their frames run no more.
+
+    Other threads go on meanwhile. What is looked at was there before the frames were, so that a call that
+    begins now is none of it; and a new frame may get the place, and so the id, of one that ended."""
     hook.sweep_at_ns = now + SWEEP_NS
+    kept = hook.open
+    looked_at = list(kept.items())
     live = set()
     for frame in sys._current_frames().values():
         while frame is not None:
             if frame.f_code is hook.code:
                 live.add(id(frame))
             frame = frame.f_back
-    for key in list(hook.open):
-        if key not in live:
-            hook.open.pop(key, None)
-    if len(hook.open) > OPEN_LIMIT:
-        hook.open.clear()
+    for key, call in looked_at:
+        # No thread gets in between the comparison and the removal: neither calls anything.
+        if key not in live and key in kept and kept[key] is call:
+            del kept[key]
+    if len(kept) > OPEN_LIMIT:
+        kept.clear()
