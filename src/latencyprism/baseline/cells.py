@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from math import exp, log
 
-from latencyprism.baseline.line import RobustLine
+from latencyprism.baseline.line import SMALLEST, RobustLine
 
 COARSE_PRIOR, FINE_PRIOR = 0.5, 8.0
 """Observations by which a cell is pulled towards the level above it."""
@@ -32,16 +32,6 @@ Centroid = list[float]
 """[count, mean u, mean v, mean y]"""
 
 
-def absorb(cell: Centroid, u: float, v: float, y: float) -> None:
-    """Move a centroid by one observation."""
-    if cell[0] < MEMORY:
-        cell[0] += 1.0
-    part = 1.0 / cell[0]
-    cell[1] += (u - cell[1]) * part
-    cell[2] += (v - cell[2]) * part
-    cell[3] += (y - cell[3]) * part
-
-
 class CorrectedLine:
     """``line(u, v) x coarse cell x fine cell``; keys are made by the caller."""
 
@@ -60,23 +50,29 @@ class CorrectedLine:
         """Expected value; leaves behind ``coarse_count``, ``fine_count`` and ``doubt``, the part of the
         coarse cell's correction (log) that is held back for want of experience."""
         line = self.line
-        shift = 0.0
+        a, b, c, unit = line.a, line.b, line.c, line.unit
+        here = a + b * u + c * v  # as in ``RobustLine.at``, three times
+        value = (here if here > SMALLEST else SMALLEST) * unit
         cell = self.coarse.get(coarse)
         if cell is None:
             self.coarse_count = self.fine_count = self.doubt = 0.0
+            return value if value > self.least else self.least
+        count, mean_u, mean_v, mean_y = cell
+        self.coarse_count = count
+        here = a + b * mean_u + c * mean_v
+        whole = log(mean_y / ((here if here > SMALLEST else SMALLEST) * unit))
+        shift = whole * count / (count + COARSE_PRIOR)
+        self.doubt = whole - shift if whole > shift else 0.0
+        cell = self.fine.get(fine)
+        if cell is None:
+            self.fine_count = 0.0
         else:
-            count = self.coarse_count = cell[0]
-            whole = log(cell[3] / line.at(cell[1], cell[2]))
-            shift = whole * count / (count + COARSE_PRIOR)
-            self.doubt = whole - shift if whole > shift else 0.0
-            cell = self.fine.get(fine)
-            if cell is None:
-                self.fine_count = 0.0
-            else:
-                count = self.fine_count = cell[0]
-                rest = log(cell[3] / line.at(cell[1], cell[2])) - shift
-                shift += rest * count / (count + FINE_PRIOR)
-        value = line.at(u, v) * exp(shift)
+            count, mean_u, mean_v, mean_y = cell
+            self.fine_count = count
+            here = a + b * mean_u + c * mean_v
+            rest = log(mean_y / ((here if here > SMALLEST else SMALLEST) * unit)) - shift
+            shift += rest * count / (count + FINE_PRIOR)
+        value *= exp(shift)
         return value if value > self.least else self.least
 
     def distance(self, u: float, v: float, coarse: int) -> tuple[float, float]:
@@ -108,14 +104,21 @@ class CorrectedLine:
         self.line.learn(u, v, y, whole)
         for cells, key in ((self.coarse, coarse), (self.fine, fine)):
             cell = cells.get(key)
-            if cell is not None:
-                absorb(cell, u, v, y)
-            else:
+            if cell is None:
                 if len(cells) >= CELLS_MAX:
                     del cells[min(cells, key=lambda old: cells[old][0])]
                 cells[key] = [1.0, u, v, y]
+                continue
+            count, mean_u, mean_v, mean_y = cell
+            if count < MEMORY:
+                count += 1.0
+            part = 1.0 / count
+            cell[0] = count
+            cell[1] = mean_u + (u - mean_u) * part
+            cell[2] = mean_v + (v - mean_v) * part
+            cell[3] = mean_y + (y - mean_y) * part
         if self.line.rows % LOOK_AGAIN == 0:
-            self.least = LEAST * min(cell[3] for cell in self.coarse.values())
+            self.least = LEAST * min([cell[3] for cell in self.coarse.values()])
 
     def rescale_cell(self, coarse: int, factor: float) -> None:
         """Multiply what is known of one coarse cell and the fine ones in it, and hold it less firmly."""

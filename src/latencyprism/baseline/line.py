@@ -14,7 +14,7 @@ FORGET = 0.999
 PRIOR_INTERCEPT, PRIOR_SLOPE = 10.0, 100.0
 FIRST_SCALE = 1.0
 """Wide open at first: the first rows must be able to place the line anywhere."""
-LIGHTEST, SURE = 1e-3, 1e-9
+LIGHTEST, HEAVIEST, SURE = 1e-3, 1e3, 1e-9
 SMALLEST = 1e-3
 """The line never answers less than this share of its first observation: a slope learned in one corner
 must not carry an extrapolation below zero."""
@@ -60,13 +60,15 @@ class RobustLine:
         self.rows += 1
         unit = self.unit
         value = self.a + self.b * u + self.c * v
-        weight = unit / whole if whole > 0.0 else 1.0 / max(value, SMALLEST)
-        weight = LIGHTEST if weight < LIGHTEST else 1.0 / LIGHTEST if weight > 1.0 / LIGHTEST else weight
+        weight = unit / whole if whole > 0.0 else 1.0 / (value if value > SMALLEST else SMALLEST)
+        weight = LIGHTEST if weight < LIGHTEST else HEAVIEST if weight > HEAVIEST else weight
         error = (y / unit - value) * weight
         x1, x2 = u * weight, v * weight
-        g0 = self.p00 * weight + self.p01 * x1 + self.p02 * x2
-        g1 = self.p01 * weight + self.p11 * x1 + self.p12 * x2
-        g2 = self.p02 * weight + self.p12 * x1 + self.p22 * x2
+        p00, p01, p02 = self.p00, self.p01, self.p02
+        p11, p12, p22 = self.p11, self.p12, self.p22
+        g0 = p00 * weight + p01 * x1 + p02 * x2
+        g1 = p01 * weight + p11 * x1 + p12 * x2
+        g2 = p02 * weight + p12 * x1 + p22 * x2
         reach = weight * g0 + x1 * g1 + x2 * g2
         if reach < 0.0:
             reach = 0.0
@@ -78,25 +80,24 @@ class RobustLine:
         rows = self.rows
         self.scale += (1.25 * size - self.scale) * (0.01 if rows > 95 else 1.0 / (rows + 5))
         # Forgetting without news winds the covariance up; the prior is its ceiling.
-        forget = FORGET if self.p11 + self.p22 < PRIOR_SLOPE and self.p00 < PRIOR_INTERCEPT else 1.0
+        forget = FORGET if p11 + p22 < PRIOR_SLOPE and p00 < PRIOR_INTERCEPT else 1.0
         norm = 1.0 / (forget + reach)
         step = error * norm
         self.a += g0 * step
-        self.b += g1 * step
-        self.c += g2 * step
+        b = self.b = self.b + g1 * step
+        c = self.c = self.c + g2 * step
         grow = 1.0 / forget
-        p00 = (self.p00 - g0 * g0 * norm) * grow
-        self.p01 = (self.p01 - g0 * g1 * norm) * grow
-        self.p02 = (self.p02 - g0 * g2 * norm) * grow
-        p11 = (self.p11 - g1 * g1 * norm) * grow
-        self.p12 = (self.p12 - g1 * g2 * norm) * grow
-        p22 = (self.p22 - g2 * g2 * norm) * grow
+        p00 = (p00 - g0 * g0 * norm) * grow
+        self.p01 = (p01 - g0 * g1 * norm) * grow
+        self.p02 = (p02 - g0 * g2 * norm) * grow
+        p11 = (p11 - g1 * g1 * norm) * grow
+        self.p12 = (p12 - g1 * g2 * norm) * grow
+        p22 = (p22 - g2 * g2 * norm) * grow
         # Rounding must not eat a variance.
         self.p00 = p00 if p00 > SURE else SURE
         self.p11 = p11 if p11 > SURE else SURE
         self.p22 = p22 if p22 > SURE else SURE
-
-        if self.b < 0.0 or self.c < 0.0:
+        if b < 0.0 or c < 0.0:
             self._upright()
 
     def _upright(self) -> None:

@@ -54,26 +54,29 @@ class StepTime:
         total, known = 0.0, True
         if work.decode:
             part = self.decode
-            total = part.at(work.batch, work.context, work.batch_key, work.context_key)
+            u, v = work.batch, work.context
+            total = part.at(u, v, work.batch_key, work.context_key)
             if total <= 0.0 and not work.prefill:
                 return None
             line = part.line
             unit = line.unit
-            found.base_ms, found.batch_ms = line.a * unit, line.b * work.batch * unit
-            found.context_ms = line.c * work.context * unit
-            found.cells_ms = total - found.base_ms - found.batch_ms - found.context_ms
-            slack += NEW_BATCH / (1.0 + part.coarse_count / FAMILIAR) + part.doubt
-            slack += NEW_CONTEXT / (1.0 + part.fine_count / FAMILIAR)
-            if part.fine_count < FAMILIAR:
-                reach = line.leverage(work.batch, work.context)
+            base = found.base_ms = line.a * unit
+            batch = found.batch_ms = line.b * u * unit
+            context = found.context_ms = line.c * v * unit
+            found.cells_ms = total - base - batch - context
+            count, seen = part.coarse_count, part.fine_count
+            slack += NEW_BATCH / (1.0 + count / FAMILIAR) + part.doubt
+            slack += NEW_CONTEXT / (1.0 + seen / FAMILIAR)
+            if seen < FAMILIAR:
+                reach = line.leverage(u, v)
                 weight = unit / total if total > 0.0 else 1.0
-                slack += LEVERAGE * weight * sqrt(reach) * (1.0 - part.fine_count / FAMILIAR)
-                away, deep = part.distance(work.batch, work.context, work.batch_key)
+                slack += LEVERAGE * weight * sqrt(reach) * (1.0 - seen / FAMILIAR)
+                away, deep = part.distance(u, v, work.batch_key)
                 unsure = sqrt(line.p22)
                 deep *= CONTEXT_AWAY * unsure / (unsure + SURE)
-                away = BATCH_AWAY * away + deep * found.context_ms / (total or 1.0)
-                slack += away / (1.0 + part.fine_count / FEW_STEPS)
-            known = part.coarse_count >= FAMILIAR
+                away = BATCH_AWAY * away + deep * context / (total or 1.0)
+                slack += away / (1.0 + seen / FEW_STEPS)
+            known = count >= FAMILIAR
         if work.prefill:
             part = self.mixed if work.decode else self.prefill
             extra = part.at(work.tokens, work.attention, work.tokens_key, work.attention_key)
@@ -95,8 +98,7 @@ class StepTime:
                 away, deep = part.distance(work.tokens, work.attention, work.tokens_key)
                 slack += (PREFILL_AWAY * away + ATTENTION_AWAY * deep) / (1.0 + part.fine_count / FEW_STEPS)
             known = known and part.coarse_count >= PREFILL_FAMILIAR and line.rows > FAMILIAR
-        found.ms = total
-        found.allowance = slack if slack < MOST else MOST
+        found.ms, found.allowance = total, slack if slack < MOST else MOST
         found.known = known
         return found
 
@@ -134,6 +136,8 @@ class StepTime:
             expected = known.ms
             if not known.known:
                 clip = max(CLIP_NEW, wide) + 2.0 * known.allowance
+        if 0.91 * expected < observed_ms < 1.1 * expected:
+            return observed_ms  # within e^±CLIP, by far the most
         ratio = log(observed_ms / expected)
         return (
             expected * exp(clip if ratio > clip else -clip) if ratio > clip or ratio < -clip else observed_ms

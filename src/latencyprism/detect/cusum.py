@@ -18,10 +18,12 @@ RAREST = 18.0
 
 class ShiftTest:
     """Sums of excess over slack. ``onset`` is the step at which the sum that fired left zero, ``since`` the
-    stream time then."""
+    stream time then. ``tune`` before the first ``feed``."""
 
-    __slots__ = ("before", "fast", "fast_onset", "fast_since", "level", "onset", "ragged", "recent", "since",
-                 "slow", "slow_onset", "slow_since")  # fmt: skip
+    __slots__ = ("before", "by_drift", "cap", "clip", "fast", "fast_limit", "fast_most", "fast_onset",
+                 "fast_since", "fast_slack", "level", "onset", "ragged", "recent", "set_for", "since", "slow",
+                 "slow_clip", "slow_limit", "slow_onset", "slow_since", "slow_slack",
+                 "variance")  # fmt: skip
 
     def __init__(self, level: Level) -> None:
         self.level = level
@@ -29,23 +31,20 @@ class ShiftTest:
         self.fast_onset = self.slow_onset = self.onset = 0
         self.fast_since = self.slow_since = self.since = 0.0
 
-    def feed(
-        self, fast: float, slow: float, clip: float, wander: float, variance: float, cap: float, step: int,
-        clock: float,
-    ) -> bool:  # fmt: skip
-        """``fast``, ``slow``: residual less allowance, ``slow`` clipped; ``clip``: most that one step adds to
-        the fast sum, unless a third of its limit is more; ``wander``, ``variance``: the stream's drift and
-        long-run variance; ``clock``: stream time (ms) at the beginning of the step. True if a sum is above
-        its limit.
+    def tune(self, wander: float, variance: float, clip: float, slow_clip: float, cap: float) -> None:
+        """Slacks and limits for the stream's drift (``wander``) and long-run ``variance``. ``slow_clip``:
+        most that one step adds to the slow sum; ``clip``: to the fast sum, unless a third of its limit is
+        more; sums stop at ``cap`` times their limit."""
+        self.by_drift = self.level.slack_drift * wander
+        self.variance, self.clip, self.slow_clip, self.cap = variance, clip, slow_clip, cap
+        self._set(self.by_drift)
 
-        Limits follow Siegmund's Brownian approximation of the CUSUM's run length,
+    def _set(self, by_drift: float) -> None:
+        """Limits follow Siegmund's Brownian approximation of the CUSUM's run length,
         ARL ~ exp(2 x slack x limit / variance), solved for the limit.
         """
-        level = self.level
-        by_drift = level.slack_drift * wander
-        if level.slack_ragged:
-            by_drift = self._for_raggedness(fast, clip, by_drift)
-        recent = self.recent = self.recent + RECENT * ((fast if fast < clip else clip) - self.recent)
+        level, variance = self.level, self.variance
+        self.set_for = by_drift
         slack, rarity = level.fast_slack, level.rarity
         if by_drift > slack:
             # The drift of a restless machine is no Brownian motion: its bursts pass limits made for one far
@@ -55,34 +54,49 @@ class ShiftTest:
             slack = by_drift
         need = rarity * variance / (2.0 * slack)
         limit = level.fast_limit if level.fast_limit > need else need
-        if self.fast <= 0.0:
-            self.fast_onset, self.fast_since = step, clock
+        self.fast_slack, self.fast_limit = slack, limit
         # No less than three steps may fire the fast sum, however slow they are.
-        most = limit / 3.0 + slack
-        if most < clip:
-            most = clip
-        total = self.fast + (fast if fast < most else most) - slack
-        top = cap * limit
-        self.fast = 0.0 if total < 0.0 else top if total > top else total
-        fired = self.fast > limit
-        if fired and recent < OVER * slack:
-            self.fast, fired = 0.0, False
-        if fired:
-            self.onset, self.since = self.fast_onset, self.fast_since
-        slack = level.slow_slack if level.slow_slack > by_drift else by_drift
+        self.fast_most = max(limit / 3.0 + slack, self.clip)
+        self.slow_slack = slack = level.slow_slack if level.slow_slack > by_drift else by_drift
         need = rarity * variance / (2.0 * slack)
-        limit = level.slow_limit if level.slow_limit > need else need
+        self.slow_limit = level.slow_limit if level.slow_limit > need else need
+
+    def feed(self, residual: float, step: int, clock: float) -> bool:
+        """``residual``: log, less allowance; ``clock``: stream time (ms) at the beginning of the step. True
+        if a sum is above its limit."""
+        value = residual if residual < self.clip else self.clip
+        recent = self.recent = self.recent + RECENT * (value - self.recent)
+        if self.level.slack_ragged:
+            self._for_raggedness(value)
+        fired = False
+        total = self.fast + (residual if residual < self.fast_most else self.fast_most) - self.fast_slack
+        if total <= 0.0:
+            self.fast = 0.0
+        else:
+            if self.fast <= 0.0:
+                self.fast_onset, self.fast_since = step, clock
+            limit = self.fast_limit
+            top = self.cap * limit
+            self.fast = total if total < top else top
+            if total > limit:
+                if recent < OVER * self.fast_slack:
+                    self.fast = 0.0
+                else:
+                    self.onset, self.since, fired = self.fast_onset, self.fast_since, True
+        total = self.slow + (residual if residual < self.slow_clip else self.slow_clip) - self.slow_slack
+        if total <= 0.0:
+            self.slow = 0.0
+            return fired
         if self.slow <= 0.0:
             self.slow_onset, self.slow_since = step, clock
-        total = self.slow + slow - slack
-        top = cap * limit
-        self.slow = 0.0 if total < 0.0 else top if total > top else total
-        if self.slow > limit:
-            if recent < OVER * slack:
+        limit = self.slow_limit
+        top = self.cap * limit
+        self.slow = total if total < top else top
+        if total > limit:
+            if recent < OVER * self.slow_slack:
                 self.slow = 0.0
             elif not fired:
-                self.onset, self.since = self.slow_onset, self.slow_since
-                return True
+                self.onset, self.since, fired = self.slow_onset, self.slow_since, True
         return fired
 
     def detectable(self, wander: float, variance: float, steps: int) -> float:
@@ -101,15 +115,20 @@ class ShiftTest:
             found.append(slack + max(limit, asked * variance / (2.0 * slack)) / steps)
         return min(found)
 
-    def _for_raggedness(self, fast: float, clip: float, by_drift: float) -> float:
-        value = fast if fast < clip else clip
+    def _for_raggedness(self, value: float) -> None:
+        """Slack and limits for the present step-to-step sd, if that rules the slack."""
         gap = value - self.before
         self.before = value
         self.ragged += RAGGED_RATE * ((gap if gap >= 0.0 else -gap) / GAUSS - self.ragged)
-        slack = self.level.slack_ragged * self.ragged
-        most = RAGGED_MOST * self.level.fast_slack
-        slack = slack if slack < most else most
-        return by_drift if by_drift > slack else slack
+        level = self.level
+        slack = level.slack_ragged * self.ragged
+        most = RAGGED_MOST * level.fast_slack
+        if slack > most:
+            slack = most
+        if slack < self.by_drift or (slack <= level.fast_slack and slack <= level.slow_slack):
+            slack = self.by_drift
+        if slack != self.set_for:
+            self._set(slack)
 
     def reset(self) -> None:
         self.fast = self.slow = self.recent = 0.0

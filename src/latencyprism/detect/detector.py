@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import deque
 from math import exp, expm1, log, log1p
 
-from latencyprism.baseline import Expectation, StepTime, Work, decode_width, work_of
+from latencyprism.baseline import Expectation, StepTime, Work, work_of
 from latencyprism.detect.cusum import ShiftTest
 from latencyprism.detect.faster import Faster
 from latencyprism.detect.firing import Firing
 from latencyprism.detect.lost_time import LostTime
 from latencyprism.detect.noise import LAG, Noise
 from latencyprism.detect.settings import Settings
+from latencyprism.detect.shown import Shown
 from latencyprism.detect.tail import WILD
 from latencyprism.records.step import Step
 
@@ -24,9 +25,8 @@ LOWER_RATE, LOWER_MOST, LOWER_CREEP = 0.06, 0.03, 0.015
 HEAD_STEPS, HEAD_MOST, HEAD_MEMORY = 8, 0.013, 500
 """A workload that was not there for ``HEAD_MEMORY`` steps shows within ``HEAD_STEPS`` how far the model is
 off for it; so much (log) of that is no news, as a fault hardly ever begins with a change of the workload."""
-SHOWN_HALF, SHOWN_WORTH, SHOWN_MOST = 4.0, 0.004, 128
-"""Calm steps of a kind of work after which half of the allowance for its being unfamiliar has given way to
-the error that it has shown; allowances that are worth it; kinds that are remembered."""
+SHOWN_WORTH = 0.004
+"""Allowances that are worth narrowing."""
 WIDEN_TOLD = 1.3
 BREAK_NS = 10_000_000_000
 """A longer hole is a break in the record or a silence, which is told by another alert."""
@@ -37,6 +37,12 @@ IDLE_NS = 1_000_000_000
 class Detector:
     """One replica's stream, step by step. ``last``: the expectation of the step just observed (None if it
     could not be judged). Not thread-safe."""
+
+    __slots__ = ("_below", "_bucket", "_calm", "_clock_ms", "_ended_ns", "_evidence", "_faster", "_gap",
+                 "_head", "_head_steps", "_head_sum", "_held", "_kind", "_lost_time", "_page",
+                 "_page_held_ms", "_recent", "_seen", "_shown", "_stalled", "_typical_ms", "incident",
+                 "incident_open", "last", "model", "moved", "noise", "page_from", "paging", "settings",
+                 "steps")  # fmt: skip
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or Settings()
@@ -59,23 +65,24 @@ class Detector:
         self._stalled = False
         self._clock_ms = self._page_held_ms = 0.0
         self._lost_time = LostTime()
-        self._scales = (self.noise.far, self.noise.wander, self.noise.long_run_variance())
+        self._tune()
         self._typical_ms = 0.0
         self._gap = 0.0
         self._faster = Faster()
-        self._bucket = -1
+        self._bucket = self._kind = -1
         self._below = 0.0
         self._ended_ns = 0
         self._seen: dict[int, int] = {}
-        self._shown: dict[int, list[float]] = {}
+        self._shown = Shown()
         self._head = self._head_sum = 0.0
         self._head_steps = 0
 
     def observe(self, step: Step) -> Firing | None:
         """Judge a step, then learn from it. Returns a firing if a test is above its limit at this step."""
-        observed = (step.end_ns - step.start_ns) / 1e6
-        hole_ns = step.start_ns - self._ended_ns
-        self._ended_ns = step.end_ns
+        start_ns, end_ns = step.start_ns, step.end_ns
+        observed = (end_ns - start_ns) / 1e6
+        hole_ns = start_ns - self._ended_ns
+        self._ended_ns = end_ns
         work = work_of(step) if observed > 0.0 else None
         if work is None:
             self.last = None
@@ -83,31 +90,34 @@ class Detector:
         self.steps += 1
         found = self.last = self.model.expect_work(work)
         if found is None:
+            self._kind = -1
             self.model.learn(work, observed)
             return None
         noise = self.noise
         residual = log(observed / found.ms)
         offset = noise.prompt_offset() if work.prefill else noise.offset()
-        idle = self._idle_ms(step, work)
+        # Only one that decodes in this step was alive before it; no batch: nothing tells who waited.
+        idle = self._idle_ms(step.gap_ns) if work.decode and work.batch > 0.0 else 0.0
         waking = not idle and hole_ns > IDLE_NS
-        stretch = log((observed + idle) / found.ms) - offset
-        found.drift = offset
-        found.ms *= exp(offset)
+        stretch = (log((observed + idle) / found.ms) if idle else residual) - offset
+        if offset:
+            found.drift = offset
+            found.ms *= exp(offset)
         if waking:
             # What changed meanwhile is another workload, not drift.
             noise.ring = [None] * LAG
-        self._look_up(work, residual, waking)
+        kind = work.context_key + work.tokens_key * 65536 if work.prefill else work.context_key
+        if kind != self._kind or self._head_steps < HEAD_STEPS or waking:
+            self._look_up(kind, residual, waking)
+        self._seen[kind] = self.steps
         firing = self._judge(step.step, observed, work, found, residual, stretch, waking)
         self._learn(work, observed, found, residual, stretch, firing)
         return firing
 
-    def _idle_ms(self, step: Step, work: Work) -> float:
+    def _idle_ms(self, gap_ns: int | None) -> float:
         """Engine idle before the step beyond its custom, where requests were waiting for it: one that
         decodes in this step was alive before it, a new one may have arrived just now."""
-        gap_ns = step.gap_ns
-        if decode_width(step) is None:
-            return 0.0  # nothing tells whether anybody waited
-        if gap_ns is None or not work.decode or not 0 <= gap_ns < BREAK_NS:
+        if gap_ns is None or not 0 <= gap_ns < BREAK_NS:
             return 0.0
         gap = gap_ns / 1e6
         usual = self._gap
@@ -125,56 +135,79 @@ class Detector:
         stretch: float,
         waking: bool,
     ) -> Firing | None:
-        settings, noise = self.settings, self.noise
-        allowance = found.allowance
-        if allowance > SHOWN_WORTH and not work.prefill:
-            allowance = self._as_shown(work.context_key, allowance)
-        if work.prefill and noise.prefill > noise.d_near:
-            allowance += 2.0 * (noise.prefill - noise.d_near)
-        over = stretch - allowance
-        evidence, page = settings.evidence, settings.page
-        limit = self._for_length(noise.tail.limit(evidence.stall_rarity), found.ms, work)
-        limit = min(limit, log1p(max(settings.stutter_excess, settings.stutter_ms / found.ms)))
-        stall = over > (evidence.stall_floor if evidence.stall_floor > limit else limit)
-        stall_page = False
-        if stall:
-            limit = self._for_length(noise.far_tail.limit(page.stall_rarity), found.ms, work)
-            # Drift is learned on steps that only decode. That these have become faster promises little of a
-            # prompt's time: to page, such a step must be late by the expectation before drift, too.
-            head = found.drift if work.prefill and found.drift < 0.0 else 0.0
-            stall_page = over + head > (page.stall_floor if page.stall_floor > limit else limit)
-            stall_page = stall_page and found.ms * (exp(stretch) - exp(-head)) >= settings.page_stall_ms
+        allowance, expected = found.allowance, found.ms
+        if work.prefill:
+            ragged = self.noise.prefill - self.noise.d_near
+            if ragged > 0.0:
+                allowance += 2.0 * ragged
+        else:
+            if allowance > SHOWN_WORTH:
+                allowance = self._shown.narrow(work.context_key, allowance)
+            self._typical_ms += (expected - self._typical_ms) * (0.01 if self._typical_ms else 1.0)
+        stall = stall_page = False
+        if stretch - allowance > self.settings.evidence.stall_floor:
+            stall, stall_page = self._stall(stretch - allowance, stretch, found, work)
         if self.steps % SCALES_EVERY == 0 or self.steps < YOUNG_STEPS:
-            self._scales = (noise.far, noise.wander, noise.long_run_variance())
-        far, wander, variance = self._scales
-        bare = residual - allowance - self._lower_level(work, residual)
+            self._tune()
+        bare = residual - allowance - self._lower_level(work.batch_key, residual)
         fast = bare - self._head
         if waking:
             stall = stall_page
         if waking or (stall and not self._stalled):
             # A lone stall is told as such; only its followers say that the level has moved.
             fast = bare = 0.0
-        wide = 3.0 * far
-        most = settings.slow_clip if settings.slow_clip > wide else wide
-        clip = settings.fast_clip if settings.fast_clip > wide else wide
         self._stalled = stall
         clock = self._clock_ms
         self._clock_ms = clock + observed
-        slow, cap = fast if fast < most else most, settings.cap
-        shift = self._evidence.feed(fast, slow, clip, wander, variance, cap, number, clock)
+        shift = self._evidence.feed(fast, number, clock)
         # The slack of a page is far above what a workload may show from its first steps on.
-        slow = bare if bare < most else most
-        shift_page = self._page.feed(bare, slow, clip, wander, variance, cap, number, clock)
+        shift_page = self._page.feed(bare, number, clock)
+        lost = self._lost_time.feed(observed, expected * exp(allowance), number)
+        if shift_page or shift or stall or lost:
+            return self._tell(number, observed, found, stretch, (shift, stall, stall_page, shift_page, lost))
+        self._page_held_ms = 0.0
+        if self.incident_open:
+            self._settle()
+        return None
+
+    def _stall(self, over: float, stretch: float, found: Expectation, work: Work) -> tuple[bool, bool]:
+        """Is a step, late by ``over`` beyond its allowance, a stall, and one that pages?"""
+        settings, noise, expected = self.settings, self.noise, found.ms
+        evidence, page = settings.evidence, settings.page
+        limit = self._for_length(noise.tail.limit(evidence.stall_rarity), expected, work)
+        limit = min(limit, log1p(max(settings.stutter_excess, settings.stutter_ms / expected)))
+        if over <= (evidence.stall_floor if evidence.stall_floor > limit else limit):
+            return False, False
+        if not work.prefill:
+            self._typical_ms += (expected - self._typical_ms) * 0.01
+        limit = self._for_length(noise.far_tail.limit(page.stall_rarity), expected, work)
+        # Drift is learned on steps that only decode. That these have become faster promises little of a
+        # prompt's time: to page, such a step must be late by the expectation before drift, too.
+        head = found.drift if work.prefill and found.drift < 0.0 else 0.0
+        if over + head <= (page.stall_floor if page.stall_floor > limit else limit):
+            return True, False
+        return True, expected * (exp(stretch) - exp(-head)) >= settings.page_stall_ms
+
+    def _tune(self) -> None:
+        noise, settings = self.noise, self.settings
+        wander, variance, wide = noise.wander, noise.long_run_variance(), 3.0 * noise.far
+        clip, slow_clip = max(settings.fast_clip, wide), max(settings.slow_clip, wide)
+        for test in (self._evidence, self._page):
+            test.tune(wander, variance, clip, slow_clip, settings.cap)
+
+    def _tell(
+        self, number: int, observed: float, found: Expectation, stretch: float,
+        fired: tuple[bool, bool, bool, bool, bool],
+    ) -> Firing | None:  # fmt: skip
+        """What the tests amount to; ``fired``: shift, stall, stall page, shift page, lost time."""
+        settings = self.settings
+        shift, stall, stall_page, shift_page, lost = fired
         self._page_held_ms = self._page_held_ms + observed if shift_page else 0.0
         lasted_ms = self._clock_ms - self._page.since
         if shift_page and (lasted_ms < settings.page_dwell_ms or self._page_held_ms < settings.page_hold_ms):
             # A page is evidence too, and is told as such until it has lasted.
             shift, shift_page = True, False
             self._evidence.onset = self._page.onset
-        lost = self._lost_time.feed(observed, found.ms * exp(allowance), number)
-        if not (shift or stall or shift_page or lost):
-            self._settle()
-            return None
         if self.steps < self.page_from:
             stall_page = shift_page = lost = False
         if not (shift or stall or shift_page or lost):
@@ -195,63 +228,42 @@ class Detector:
         late_ms = found.ms * expm1(stretch)
         return self._fire(number, paged, kind, onset, observed, found, late_ms)
 
-    def _as_shown(self, key: int, allowance: float) -> float:
-        """An allowance for the unfamiliar, narrowed to the error that this kind of work has shown in calm
-        steps. They wait in quarantine, so the model does not know them yet."""
-        shown = self._shown.get(key)
-        if shown is None:
-            return allowance
-        count, error = shown
-        error = 0.0 if error < 0.0 else error if error < allowance else allowance
-        return (error * count + allowance * SHOWN_HALF) / (count + SHOWN_HALF)
-
-    def _show(self, key: int, residual: float) -> None:
-        shown = self._shown.get(key)
-        if shown is None:
-            if len(self._shown) >= SHOWN_MOST:
-                self._shown.clear()
-            shown = self._shown[key] = [0.0, 0.0]
-        shown[0] += 1.0
-        shown[1] += (residual - shown[1]) / shown[0]
-
     def _for_length(self, limit: float, expected_ms: float, work: Work) -> float:
         """The tail's limit for a step of this length. What makes a lone step slow (a preemption, a fault)
         costs milliseconds, not percents: tails learned on short steps are too lenient for long ones."""
-        if not work.prefill:
-            self._typical_ms += (expected_ms - self._typical_ms) * (0.01 if self._typical_ms else 1.0)
         if expected_ms <= self._typical_ms or not self._typical_ms:
             return limit
         by_length = log1p(self._typical_ms * expm1(limit) / expected_ms)
         by_noise = 4.0 * self.noise.prefill if work.prefill else limit
         return min(limit, by_length if by_length > by_noise else by_noise)
 
-    def _lower_level(self, work: Work, residual: float) -> float:
+    def _lower_level(self, batch_key: int, residual: float) -> float:
         """How much faster than expected the present batch size runs, as a log offset in [-LOWER_MOST, 0]:
         a mild fault must not hide in the head start that this workload has. Downwards only, because an
         upward one could be the fault."""
-        if work.batch_key != self._bucket:
-            self._bucket, self._below = work.batch_key, 0.0
-            return 0.0
         below = self._below
-        ahead = residual - below
-        if ahead > LOWER_CREEP:
-            ahead = LOWER_CREEP
-        elif ahead < -LOWER_CREEP:
-            ahead = -LOWER_CREEP
-        below += LOWER_RATE * ahead
-        self._below = 0.0 if below > 0.0 else below if below > -LOWER_MOST else -LOWER_MOST
-        return self._below
+        if batch_key != self._bucket:
+            self._bucket, below = batch_key, 0.0
+        else:
+            ahead = residual - below
+            if ahead > LOWER_CREEP:
+                ahead = LOWER_CREEP
+            elif ahead < -LOWER_CREEP:
+                ahead = -LOWER_CREEP
+            below += LOWER_RATE * ahead
+            below = 0.0 if below > 0.0 else below if below > -LOWER_MOST else -LOWER_MOST
+        self._below = below
+        return below
 
-    def _look_up(self, work: Work, residual: float, waking: bool) -> None:
+    def _look_up(self, kind: int, residual: float, waking: bool) -> None:
         """``_head``: part of the residual that a workload has had from its first steps on."""
+        self._kind = kind
         seen = self._seen
-        key = work.context_key + work.tokens_key * 65536
-        if waking or seen.get(key, -HEAD_MEMORY) < self.steps - HEAD_MEMORY:
+        if waking or seen.get(kind, -HEAD_MEMORY) < self.steps - HEAD_MEMORY:
             self._head = self._head_sum = 0.0
             self._head_steps = 0
             if len(seen) >= 500:
                 seen.clear()
-        seen[key] = self.steps
         count = self._head_steps
         if count < HEAD_STEPS and not waking:
             self._head_steps = count = count + 1
@@ -312,27 +324,24 @@ class Detector:
         calm = not self.paging
         self._recent.append(residual)
         if work.prefill:
-            size = residual if residual >= 0.0 else -residual
-            top = 4.0 * noise.prefill + 0.02
-            noise.prefill += ((size if size < top else top) - noise.prefill) * 0.05
-            if not self.paging:
-                noise.follow_prompt(residual)
+            noise.take_prompt(residual, calm)
         elif found.known:
-            if firing is None and found.allowance > SHOWN_WORTH:
-                self._show(work.context_key, residual)
-            noise.take(residual, calm)
-            noise.tail.take(stretch, noise.d_near, WILD if firing is None else WIDEN_TOLD)
-            paged = firing is not None and firing.level == "page"
-            noise.far_tail.take(stretch, noise.d_near, 1.0 if paged else WILD)
-            if not self.paging:
-                noise.follow(residual)
-        # On a restless machine evidence is mostly drift, and drift has to be learned.
-        restless = settings.evidence.slack_drift * noise.wander > settings.page.fast_slack
-        trusted = calm if restless else not self.incident_open
-        if firing is not None and not (restless and calm):
-            self._held.clear()
-            self._faster = Faster()
-        elif not found.known or self.steps < 3 * settings.quarantine:
+            if firing is None:
+                if found.allowance > SHOWN_WORTH:
+                    self._shown.take(work.context_key, residual)
+                noise.take(residual, stretch, calm, WILD, WILD)
+            else:
+                noise.take(residual, stretch, calm, WIDEN_TOLD, 1.0 if firing.level == "page" else WILD)
+        trusted = True
+        if firing is not None or self.incident_open:
+            # On a restless machine evidence is mostly drift, and drift has to be learned.
+            restless = settings.evidence.slack_drift * noise.wander > settings.page.fast_slack
+            trusted = calm if restless else not self.incident_open
+            if firing is not None and not (restless and calm):
+                self._held.clear()
+                self._faster = Faster()
+                return
+        if not found.known or self.steps < 3 * settings.quarantine:
             self.model.learn(work, observed, noise.far)
         elif trusted:
             held = self._held
@@ -340,7 +349,8 @@ class Detector:
             if len(held) > settings.quarantine:
                 old, value = held.popleft()
                 self.model.learn(old, value, noise.far)
-            self._rebase(work, residual)
+            if residual <= -settings.rebase_floor or self._faster.count:
+                self._rebase(work, residual)
 
     def _rebase(self, work: Work, residual: float) -> None:
         """Downwards only: a lasting speed-up is the new normal, a lasting slow-down is a fault until somebody
@@ -374,7 +384,7 @@ class Detector:
         self.model.rescale(exp(shift))
         self.moved += shift
         self.noise.clear_ring()
-        self._shown.clear()
+        self._shown = Shown()
         self._held.clear()
         self._recent.clear()
         self._evidence.reset()

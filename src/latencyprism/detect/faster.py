@@ -16,10 +16,10 @@ EASE = 4
 class Faster:
     """Steps that were far faster than expected, by batch size, less ``EASE`` for each that was not."""
 
-    __slots__ = ("_by_batch", "_count")
+    __slots__ = ("_by_batch", "count")
 
     def __init__(self) -> None:
-        self._count = 0
+        self.count = 0
         self._by_batch: dict[int, list[float]] = {}
 
     def take(self, batch_key: int, residual: float) -> int:
@@ -27,15 +27,15 @@ class Faster:
         seen = self._by_batch.setdefault(batch_key, [0.0, 0.0])
         seen[0] += 1.0
         seen[1] += residual
-        self._count += 1
-        return self._count
+        self.count += 1
+        return self.count
 
     def ease(self) -> None:
         """One ordinary step."""
-        if self._count > EASE:
-            self._count -= EASE
-        elif self._count:
-            self._count = 0
+        if self.count > EASE:
+            self.count -= EASE
+        elif self.count:
+            self.count = 0
             self._by_batch = {}
 
     def verdict(self) -> tuple[float | None, dict[int, float]]:

@@ -45,14 +45,16 @@ class LostTime:
 
     def feed(self, observed_ms: float, expected_ms: float, step: int) -> bool:
         """``expected_ms``: with the allowance for the unfamiliar."""
-        if self._steps == 0:
+        steps = self._steps
+        if steps == 0:
             self._since = step
+        steps += 1
         self._normal = 0 if observed_ms > SLOW * expected_ms else self._normal + 1
-        self._observed += observed_ms
+        observed_ms = self._observed = self._observed + observed_ms
         self._expected += expected_ms
-        self._steps += 1
-        if self._observed >= BLOCK_MS and self._steps >= LEAST_STEPS:
-            ratio = log(self._observed / self._expected)
+        self._steps = steps
+        if observed_ms >= BLOCK_MS and steps >= LEAST_STEPS:
+            ratio = log(observed_ms / self._expected)
             over = ratio > max(FLOOR, BY_NOISE * self._scale)
             if not over:
                 self._scale += (min(abs(ratio), WILD * self._scale) - self._scale) * RATE

@@ -104,42 +104,70 @@ class Noise:
         bound = REACH * wide
         self.prompt_drift = bound if drift > bound else -bound if drift < -bound else drift
 
-    def take(self, residual: float, calm: bool) -> None:
-        """One residual. ``calm`` False while an incident is paged: nothing is learned from it then."""
+    def take_prompt(self, residual: float, calm: bool) -> None:
+        """One residual of a step with prefill."""
+        size = residual if residual >= 0.0 else -residual
+        top = 4.0 * self.prefill + 0.02
+        self.prefill += ((size if size < top else top) - self.prefill) * 0.05
+        if calm:
+            self.follow_prompt(residual)
+
+    def take(self, residual: float, stretch: float, calm: bool, most: float, far_most: float) -> None:
+        """One residual of a step without. ``calm`` False while an incident is paged: nothing is learned from
+        it then but the tails, of ``stretch``, with ``most`` and ``far_most`` as in ``Tail.take``."""
         ring, place = self.ring, self.place
-        self.count += 1
-        rate = MEMORY if self.count > 470 else 1.0 / (self.count + FIRST_WEIGHT)
-        before = ring[place - 1]
-        if before is not None and calm:
-            gap = residual - before if residual > before else before - residual
-            top = WILD * self.d_near
-            self.d_near += ((gap if gap < top else top) - self.d_near) * rate
-        old = ring[place - MID]
-        if old is not None and calm:
-            gap = residual - old if residual > old else old - residual
-            top = WILD * self.d_mid
-            self.d_mid += ((gap if gap < top else top) - self.d_mid) * rate
-        old = ring[place]
-        if old is not None and calm:
-            gap = residual - old if residual > old else old - residual
-            top = WILD * self.d_far
-            self.d_far += ((gap if gap < top else top) - self.d_far) * rate
+        count = self.count = self.count + 1
+        if calm:
+            near = self.d_near
+            rate = MEMORY if count > 470 else 1.0 / (count + FIRST_WEIGHT)
+            old = ring[place - 1]
+            if old is not None:
+                gap = residual - old if residual > old else old - residual
+                top = WILD * near
+                near = self.d_near = near + ((gap if gap < top else top) - near) * rate
+            old = ring[place - MID]
+            if old is not None:
+                mid = self.d_mid
+                gap = residual - old if residual > old else old - residual
+                top = WILD * mid
+                self.d_mid = mid + ((gap if gap < top else top) - mid) * rate
+            far = self.d_far
+            old = ring[place]
+            if old is not None:
+                gap = residual - old if residual > old else old - residual
+                top = WILD * far
+                far = self.d_far = far + ((gap if gap < top else top) - far) * rate
+            self._follow(residual, near, far if far > near else near)
         ring[place] = residual
         self.place = place + 1 if place + 1 < LAG else 0
+        near = self.d_near
+        tail, far_tail = self.tail, self.far_tail
+        if stretch > tail.threshold:
+            tail.take(stretch, near, most)
+            far_tail.take(stretch, near, far_most)
+        else:
+            # Nearly every step, so as ``Tail.take`` would, without the calls.
+            tail.threshold -= 0.5 * near * tail.share
+            if stretch > far_tail.threshold:
+                far_tail.take(stretch, near, far_most)
+            else:
+                far_tail.threshold -= 0.5 * near * far_tail.share
 
-    def follow(self, residual: float) -> None:
+    def _follow(self, residual: float, near: float, far: float) -> None:
         """Move the drift towards a residual; its reach is bounded by the drift the stream has shown."""
         drift = self.drift
         ahead = residual - drift
         size = ahead if ahead >= 0.0 else -ahead
         bare = residual if residual >= 0.0 else -residual
-        top = WILD * self.d_near
-        self.error_drift += ((size if size < top else top) - self.error_drift) * 0.01
-        self.error_bare += ((bare if bare < top else top) - self.error_bare) * 0.01
+        top = WILD * near
+        error = self.error_drift
+        self.error_drift = error + ((size if size < top else top) - error) * 0.01
+        error = self.error_bare
+        self.error_bare = error + ((bare if bare < top else top) - error) * 0.01
         if size > top:
             ahead = top if ahead > 0.0 else -top
         drift += FOLLOW * ahead
-        bound = REACH * self.far
+        bound = REACH * (far / GAUSS)
         self.drift = bound if drift > bound else -bound if drift < -bound else drift
 
     def clear_ring(self) -> None:

@@ -32,12 +32,13 @@ class Tail:
         """One one-step-ahead log residual; ``near`` is the step-to-step sd, the pace of the threshold.
         ``most``: multiple of the mean excess as which it counts at most. About 1 for a step that was told
         as a fault, so that a series of stalls does not hide itself."""
-        over = residual - self.threshold
+        threshold = self.threshold
+        over = residual - threshold
         if over > 0.0:
             self.count += 1
             most *= self.excess
             rate = 0.03 if self.count > 28 else 1.0 / (self.count + 5)
             self.excess += ((over if over < most else most) - self.excess) * rate
-            self.threshold += 0.5 * near * (1.0 - self.share)
+            self.threshold = threshold + 0.5 * near * (1.0 - self.share)
         else:
-            self.threshold -= 0.5 * near * self.share
+            self.threshold = threshold - 0.5 * near * self.share
