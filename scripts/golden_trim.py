@@ -1,13 +1,14 @@
 """Makes a small capture without names of a machine out of one that scripts/golden_record.py recorded.
 
-    .venv/bin/python scripts/golden_trim.py raw.pftrace tests/recorder/golden/vllm.pftrace [BEFORE_S AFTER_S]
+    .venv/bin/python scripts/golden_trim.py raw.pftrace tests/recorder/golden/vllm.pftrace
 
-Kept is what lies between 4 s before the stop (`stopped_ns`) and 5.5 s after it (or as told), with the alerts
-of that stretch; calls of operators are kept of the first steps of the deep window alone. The host's name, the
-version of the kernel, names of processes that are neither the engine's nor the kernel's, control groups
-and paths are replaced by words that say what stood there, the key of the requests' hashes by zeros. Numbers
-and times stay as they were recorded. The verdict is worked out again from what was kept, with the stopped
-step as the onset.
+Kept is what lies between 4 s before the stop (`stopped_ns`) and 5.5 s after it, or as two more numbers
+say, with the alerts of that stretch; calls of operators are kept of one step alone. Where a third number
+is given, spans shorter than so many ms are left out, and those of threads other than the main ones. The
+host's name, the version of the kernel, names of processes that are neither the engine's nor the
+kernel's, control groups and paths are replaced by words that say what stood there, the key of the
+requests' hashes by zeros. Numbers and times stay as they were recorded. The verdict is worked out again
+from what was kept, with the stopped step as the onset.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from latencyprism.records.operators import Operators
 from latencyprism.sentinel.finish import finish
 
 BEFORE_S, AFTER_S = 4.0, 5.5
-STEPS_WITH_OPERATORS = 3
+STEPS_WITH_OPERATORS = 1
 MOST_BYTES = 300_000
 _PATH = re.compile(r"(?<![\w.])/[\w.-]+/[^\s'\"]*")
 _PLAIN = re.compile(
@@ -120,7 +121,7 @@ def _alerts(capture: Capture, stopped: int, last: int, neutral: Neutral) -> list
 
 
 def _operators(operators: list[Operators]) -> list[Operators]:
-    """Of the first steps that have any, of each thread."""
+    """Of the first step that has any, of each thread."""
     kept = []
     for calls in operators:
         inside = calls.rows["step"] >= 0
@@ -130,12 +131,23 @@ def _operators(operators: list[Operators]) -> list[Operators]:
     return kept
 
 
+def _tells(span: Span, meta: dict[str, Any], least_ns: int) -> bool:
+    """A stop always does; else it lasts, and is of a process's main thread or of what the engine calls."""
+    mains = {*meta["roles"], *map(str, meta["loop_threads"])}
+    main = span.track[0].rpartition(" ")[2] in mains
+    return span.name == "off-CPU (stopped)" or (main and span.end_ns - span.start_ns >= least_ns)
+
+
 def main() -> int:
-    if len(sys.argv) not in (3, 5):
-        print("usage: golden_trim.py RAW FILE [BEFORE_S AFTER_S]", file=sys.stderr)
+    if len(sys.argv) not in (3, 5, 6):
+        print("usage: golden_trim.py RAW FILE [BEFORE_S AFTER_S [LEAST_MS]]", file=sys.stderr)
         return 2
-    before_s, after_s = map(float, sys.argv[3:] or (BEFORE_S, AFTER_S))
-    size = write_capture(Path(sys.argv[2]), finish(trimmed(read_capture(sys.argv[1]), before_s, after_s)))
+    before_s, after_s = map(float, sys.argv[3:5] or (BEFORE_S, AFTER_S))
+    least_ns = int(float(sys.argv[5]) * 1e6) if len(sys.argv) == 6 else 0
+    capture = trimmed(read_capture(sys.argv[1]), before_s, after_s)
+    if least_ns:
+        capture.spans = [span for span in capture.spans if _tells(span, capture.meta, least_ns)]
+    size = write_capture(Path(sys.argv[2]), finish(capture))
     print(f"{sys.argv[2]}: {size} bytes")
     return 1 if size > MOST_BYTES else 0
 

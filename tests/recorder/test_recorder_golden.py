@@ -23,7 +23,7 @@ EXPECTED: dict[str, dict[str, Any]] = json.loads((FOLDER / "expected.json").read
 NOT_HERE = recorder_trace_processor.missing()
 ENGINES = sorted(EXPECTED)
 PLAIN = re.compile(
-    r"other\d+$|python|pt_|vllm|VLLM|llama|transformers|kworker|ksoftirqd|rcu_|migration|swapper"
+    r"other\d+$|python|pt_|vllm|VLLM|llama|transformers|ZMQbg|gloo_|kworker|ksoftirqd|rcu_|migration|swapper"
 )
 """Names of processes that any installation has; whoever else was there is called otherN."""
 
