@@ -23,6 +23,9 @@ from latencyprism.sentinel.sinks import JsonLines
 from latencyprism.sentinel.watcher import Watcher, WatchOptions
 
 LEARN_S, NORMAL_S, SURGE_S, FAULT_S, VERDICT_S = 15.0, 15.0, 18.0, 9.0, 12.0
+AFTER_S, LATE_S = 3.0, 45.0
+"""How long the load goes on after the fault; and how much later than planned the fault may begin, since the
+surge ends only when its last request is answered: without load a fault slows nothing."""
 FAULT, STRENGTH = "cpu.neighbour", 1.5
 NAMES = ("normal", "surge", "fault")
 
@@ -129,7 +132,7 @@ class _Stage:
             self.watcher.stop()
 
     def _acts(self) -> None:
-        total_s = LEARN_S + NORMAL_S + SURGE_S + FAULT_S + 3
+        total_s = LEARN_S + NORMAL_S + SURGE_S + FAULT_S + AFTER_S + LATE_S
         steady = profile("mixed").but(clients=3, duration_s=total_s)
         with ExitStack() as stack:
             base = stack.enter_context(Load(self.server, steady))
@@ -140,7 +143,8 @@ class _Stage:
             with inject.start(FAULT, self.server.pid, strength=STRENGTH, duration_s=FAULT_S) as fault:
                 self._act("fault", FAULT_S)
                 self.done.effect = fault.effect_check()
-            base.wait()
+            self._wait("verdict", AFTER_S)
+            base.stop()
         self._wait("verdict", VERDICT_S, until=lambda: self._verdict_is_there())
         self._count()
 
