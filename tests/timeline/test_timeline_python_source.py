@@ -117,6 +117,13 @@ def test_a_run_whose_tokens_cannot_be_read_is_one_all_the_same(source: PythonSou
     assert (source.totals.worker_records, source.totals.worker_tokens) == (1, 0)
 
 
+def test_what_a_probe_dropped_is_named(source: PythonSource) -> None:
+    for pid, session in source._sessions.items():
+        session.pid = pid
+        session.ring.readings_off = lambda off=pid == ENGINE: ["requests"] if off else []  # type: ignore[misc]
+    assert source.not_available == ["EngineCore 100: requests, which its probe dropped to keep its budget"]
+
+
 _MAY_BE_NULL = {"context_tokens", "running", "waiting", "kv_usage", "gap_ns", "gc_ns"}
 _KNOWN = st.integers(0, 10**12)
 _SHORT_RECORDS = st.tuples(*(

@@ -33,5 +33,5 @@ def describe_watch(watch: ReplicaWatch, clocks: Timeline) -> dict[str, Any]:
         "loop_threads": [host_tid(*pair) for pair in getattr(source, "step_threads", ())],
         "request_key": key.hex() if key else None,
         "requests_from": getattr(source, "requests_from", None),
-        "not_available": list(watch.host.not_available),
+        "not_available": [*watch.host.not_available, *getattr(source, "not_available", ())],
     }

@@ -206,6 +206,15 @@ class PythonSource:
         """False once the engine's probe was over its budget and dropped that."""
         return "requests" not in self.engine_session.ring.readings_off()
 
+    @property
+    def not_available(self) -> list[str]:
+        """What the probes no longer read, in words."""
+        return [
+            f"{self._names.get(session.pid, session.pid)}: {name}, which its probe dropped to keep its budget"
+            for session in self._all(self._sessions.values())
+            for name in session.ring.readings_off()
+        ]
+
     def arm_deep(self, seconds: float) -> None:
         for session in self._sessions.values():
             session.arm_deep(seconds)
