@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -114,3 +115,5 @@ def test_buckets() -> None:
     assert half_octave(0) == 0
     assert half_octave(400) == half_octave(500)
     assert half_octave(400) < half_octave(600)
+    for amount in (1, 2, 3, 5, 6, 7, 8, 11, 12, 90, 91, 4096, 10**6, 2**40 + 1):
+        assert half_octave(amount) == int(2.0 * math.log2(amount)) + 1

@@ -32,6 +32,23 @@ Centroid = list[float]
 """[count, mean u, mean v, mean y]"""
 
 
+def absorb(cells: dict[int, Centroid], key: int, u: float, v: float, y: float) -> None:
+    """Move a centroid by one observation."""
+    cell = cells.get(key)
+    if cell is None:
+        if len(cells) >= CELLS_MAX:
+            del cells[min(cells, key=lambda old: cells[old][0])]
+        cells[key] = [1.0, u, v, y]
+        return
+    count, mean_u, mean_v, mean_y = cell
+    if count < MEMORY:
+        count = cell[0] = count + 1.0
+    part = 1.0 / count
+    cell[1] = mean_u + (u - mean_u) * part
+    cell[2] = mean_v + (v - mean_v) * part
+    cell[3] = mean_y + (y - mean_y) * part
+
+
 class CorrectedLine:
     """``line(u, v) x coarse cell x fine cell``; keys are made by the caller."""
 
@@ -102,21 +119,8 @@ class CorrectedLine:
     def learn(self, u: float, v: float, coarse: int, fine: int, y: float, whole: float = 0.0) -> None:
         """One observation ``y`` > 0; see ``RobustLine.learn`` for ``whole``."""
         self.line.learn(u, v, y, whole)
-        for cells, key in ((self.coarse, coarse), (self.fine, fine)):
-            cell = cells.get(key)
-            if cell is None:
-                if len(cells) >= CELLS_MAX:
-                    del cells[min(cells, key=lambda old: cells[old][0])]
-                cells[key] = [1.0, u, v, y]
-                continue
-            count, mean_u, mean_v, mean_y = cell
-            if count < MEMORY:
-                count += 1.0
-            part = 1.0 / count
-            cell[0] = count
-            cell[1] = mean_u + (u - mean_u) * part
-            cell[2] = mean_v + (v - mean_v) * part
-            cell[3] = mean_y + (y - mean_y) * part
+        absorb(self.coarse, coarse, u, v, y)
+        absorb(self.fine, fine, u, v, y)
         if self.line.rows % LOOK_AGAIN == 0:
             self.least = LEAST * min([cell[3] for cell in self.coarse.values()])
 

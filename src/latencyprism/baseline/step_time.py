@@ -49,7 +49,8 @@ class StepTime:
     def expect_work(self, work: Work) -> Expectation | None:
         if not self.steps:
             return None
-        found = Expectation()
+        found = _new(Expectation)
+        found.drift = found.prefill_ms = found.attention_ms = 0.0
         slack = COLD / (1.0 + self.steps / COLD_STEPS)
         total, known = 0.0, True
         if work.decode:
@@ -77,6 +78,8 @@ class StepTime:
                 away = BATCH_AWAY * away + deep * context / (total or 1.0)
                 slack += away / (1.0 + seen / FEW_STEPS)
             known = count >= FAMILIAR
+        else:
+            found.base_ms = found.batch_ms = found.context_ms = found.cells_ms = 0.0
         if work.prefill:
             part = self.mixed if work.decode else self.prefill
             extra = part.at(work.tokens, work.attention, work.tokens_key, work.attention_key)
@@ -151,3 +154,7 @@ class StepTime:
         """Multiply every expectation, as after a change of version or hardware."""
         for part in (self.decode, self.mixed, self.prefill):
             part.rescale(factor)
+
+
+_new = object.__new__
+"""Cheaper than a constructor, which is a function in Python."""
