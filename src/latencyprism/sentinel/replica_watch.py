@@ -29,7 +29,7 @@ LONG_STALL_MS, LONG_STALL_EXCESS = 25.0, 1.0
 STALL_QUIET_NS = 500_000_000
 _NO_OPERATORS = frozenset({"llama.cpp"})
 """Engines without PyTorch."""
-NAP_S, VAGUE_NAP_S, WARY_NAP_S, SHORT_NAP_S = 0.2, 0.05, 0.02, 0.012
+NAP_S, VAGUE_NAP_S, WARY_NAP_S, SHORT_NAP_S = 0.2, 0.1, 0.02, 0.012
 HELD_NS = 250_000_000
 """Steps are handed on a few at a time: what was seen below them is joined to many as cheaply as to one."""
 
