@@ -101,7 +101,7 @@ def run(engine: str, stops: int, seed: int, say: Callable[[str], None]) -> dict[
     with serve.start(engine) as server:  # type: ignore[arg-type]
         say(f"{engine} serves, started in {server.start_s:.0f} s")
         target = server.roles.get("worker", server.pid)
-        seconds = LEARN_S + stops * 2.6 + 60
+        seconds = LEARN_S + stops * 3.4 + 60
         mixed = profile("mixed").but(clients=6, think_ms=0.0, duration_s=seconds)
         with Load(server, mixed):
             watch = WatchProcess(server.pid)
@@ -133,7 +133,7 @@ def _stops(target: int, count: int, rng: random.Random) -> list[tuple[int, int]]
     truth: list[tuple[int, int]] = []
     for _ in range(count):
         time.sleep(0.8 + rng.random())
-        with inject.start("peer.stalled", target, duration_s=0.9, stop_ms=50.0, every_s=0.8) as injection:
+        with inject.start("peer.stalled", target, duration_s=1.4, stop_ms=50.0, every_s=0.8) as injection:
             injection.wait()
             truth += [(start, end) for start, end, _ in injection.truth()]
     return truth

@@ -64,6 +64,7 @@ class ReplicaWatch:
         self._phase_names = phase_names(self.replica.engine, self.roles)
         self._alerted: tuple[int, str] | None = None
         self._alerted_ns = 0
+        self._alerted_ms = 0.0
         self._starts: deque[tuple[int, int]] = deque(maxlen=20_000)
         self._silent = False
         self.prompt = False
@@ -180,6 +181,7 @@ class ReplicaWatch:
             return None
         self._alerted = key
         self._alerted_ns = step.end_ns
+        self._alerted_ms = firing.observed_ms - firing.expected_ms
         self._habit.alerted(step)
         if firing.level == "page":
             self.counts.page += 1
@@ -192,14 +194,15 @@ class ReplicaWatch:
 
     def _is_news(self, step: Step, firing: Firing) -> bool:
         """One alert an incident, a second one if it rises from evidence to page, and one for each long stall
-        in it."""
+        in it: half a second after the last, or at once where twice as much was lost."""
         if self._alerted is None or self._alerted[0] != firing.incident:
             return True
         if self._alerted[1] == "evidence" and firing.level == "page":
             return True
         lost_ms = firing.observed_ms - firing.expected_ms
-        quiet_ns = step.end_ns - self._alerted_ns
-        return lost_ms >= LONG_STALL_MS and firing.excess >= LONG_STALL_EXCESS and quiet_ns >= STALL_QUIET_NS
+        if lost_ms < LONG_STALL_MS or firing.excess < LONG_STALL_EXCESS:
+            return False
+        return lost_ms >= 2.0 * self._alerted_ms or step.end_ns - self._alerted_ns >= STALL_QUIET_NS
 
     def _alert(self, step: Step, firing: Firing) -> Alert:
         where = self._shares.locate(step, firing.expected_ms, self._phase_names)
