@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 
-from latencyprism.sentinel.priority import OnTime
+from latencyprism.sentinel.priority import FAVOURED_NICE, OnTime, favoured
 
 
 def policy() -> int:
@@ -44,3 +45,33 @@ def test_children_are_ordinary() -> None:
         if child == 0:
             os._exit(policy())
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == os.SCHED_OTHER
+
+
+@pytest.mark.root
+def test_who_ran_too_long_is_ordinary_but_favoured_and_all_is_as_before_in_the_end() -> None:
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
+    with OnTime() as block:
+        if not block.active:
+            pytest.skip("real time is not permitted here")
+        begun = time.thread_time()
+        while not block.braked and time.thread_time() - begun < 2.0:
+            pass
+        assert block.braked == 1 and policy() == os.SCHED_OTHER
+        assert os.getpriority(os.PRIO_PROCESS, 0) == FAVOURED_NICE
+    assert os.getpriority(os.PRIO_PROCESS, 0) == nice and policy() == os.SCHED_OTHER
+
+
+@pytest.mark.root
+def test_what_a_favoured_thread_starts_is_not_favoured() -> None:
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
+    with favoured():
+        if os.getpriority(os.PRIO_PROCESS, 0) != FAVOURED_NICE:
+            pytest.skip("a higher priority is not permitted here")
+        with OnTime():
+            pass
+        child = os.fork()
+        if child == 0:
+            os._exit(os.getpriority(os.PRIO_PROCESS, 0) + 20)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) - 20 == 0
+    assert os.getpriority(os.PRIO_PROCESS, 0) == nice
+    assert not os.sched_getscheduler(0) & os.SCHED_RESET_ON_FORK

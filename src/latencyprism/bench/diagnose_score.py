@@ -23,7 +23,7 @@ REACHED = (
     ("75 % and more", 0.75), ("35 to 75 %", 0.35), ("17 to 35 %", 0.17), ("6 to 17 %", 0.06),
     ("less than 6 %", -math.inf),
 )  # fmt: skip
-"""Slow-down of the steps, and the least share that counts so: about 100, 50, 25, 10 %, and none to speak of."""
+"""Slow-down of the steps and the least share that counts so: about 100, 50, 25, 10 %, and hardly any."""
 
 
 def shifts(line: Line) -> dict[str, Shift]:

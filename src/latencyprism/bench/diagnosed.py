@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from latencyprism import inject
-from latencyprism.bench.observed import Observed, favoured
+from latencyprism.bench.observed import Observed
 from latencyprism.diagnose.localiser import Compared, compared, localise
 from latencyprism.diagnose.signals import Expectations, worked
 from latencyprism.diagnose.workline import column
@@ -30,6 +30,7 @@ from latencyprism.lab.load import Load
 from latencyprism.lab.profiles import profile
 from latencyprism.records import Verdict, Window
 from latencyprism.sentinel.finish import split
+from latencyprism.sentinel.priority import favoured
 
 LEARN_S, REFERENCE_S, SUSPECT_S, SETTLE_S, RECOVER_S, MOST_RECOVERY_S = 8.0, 16.0, 5.0, 0.3, 1.5, 8.0
 RUNS_A_ROUND = 5
@@ -133,7 +134,9 @@ def _engine(engine: str, say: Callable[[str], None]) -> Iterator[tuple[serve.Ser
     with serve.start(engine, _OPTIONS) as server:  # type: ignore[arg-type]
         say(f"{engine} serves, started in {server.start_s:.0f} s")
         load = profile("mixed").but(clients=_CLIENTS, think_ms=0.0, prefix=64, duration_s=3600.0)
-        with Load(server, load), Observed(server.pid) as observed:
+        # Engines that spin on every core would keep this thread waiting, and with it, while it has the
+        # interpreter's lock, the one that renews the lease.
+        with Load(server, load), favoured(), Observed(server.pid) as observed:
             observed.pump(LEARN_S)
             yield server, observed
 
@@ -180,13 +183,12 @@ def _one(
         until_ns = time.monotonic_ns()
     effects = [injection.effect_check() for injection in injections]
     roles = observed.watch.roles
-    with favoured():
-        _, suspect = split(observed.window(since_ns, until_ns), since_ns)
-        found = compared(reference, suspect, roles=roles)
-        begun = time.perf_counter()
-        verdict = localise(reference, suspect, roles=roles, not_available=observed.missing)
-        took_ms = (time.perf_counter() - begun) * 1e3
-        looks = _looks(reference, suspect, since_ns, roles)
+    _, suspect = split(observed.window(since_ns, until_ns), since_ns)
+    found = compared(reference, suspect, roles=roles)
+    begun = time.perf_counter()
+    verdict = localise(reference, suspect, roles=roles, not_available=observed.missing)
+    took_ms = (time.perf_counter() - begun) * 1e3
+    looks = _looks(reference, suspect, since_ns, roles)
     recovered_s = _recover(observed, reference)
     return {
         "engine": plan.engine,

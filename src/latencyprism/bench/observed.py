@@ -5,40 +5,22 @@ What is seen is what a watch sees: the same source, samplers and kernel probes.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import threading
 import time
-from collections.abc import Iterator
 from types import TracebackType
 
 from latencyprism.engines.discovery import discover
 from latencyprism.errors import PrismError
 from latencyprism.host.neighbours import Neighbours
 from latencyprism.records import Window
-from latencyprism.sentinel.priority import OnTime
+from latencyprism.sentinel.priority import OnTime, favour, favoured
 from latencyprism.sentinel.replica_watch import ReplicaWatch
 from latencyprism.sentinel.targets import Attachment, attach
 
 HORIZON_S = 240.0
-_NICE = -15
 _HOST_S, _NEIGHBOURS_S, _LEASE_S, _SLEEP_S = 0.2, 1.0, 0.5, 0.05
-
-
-@contextlib.contextmanager
-def favoured() -> Iterator[None]:
-    """This thread before others: engines that spin on every core can keep an ordinary one waiting for
-    seconds, and a probe's lease does not wait. Where it is not permitted, nothing changes. Threads begun in
-    it keep it; processes must not be begun in it."""
-    before = os.getpriority(os.PRIO_PROCESS, 0)
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, _NICE)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, 0, before)
 
 
 class Observed:
@@ -61,6 +43,7 @@ class Observed:
 
     def _renew(self, attachment: Attachment) -> None:
         """By a thread: what is done between two calls of ``pump`` may outlast the lease."""
+        favour()
         while not self._left.wait(_LEASE_S):
             attachment.source.renew()
 
