@@ -68,13 +68,13 @@ class OnTime:
         self._limit: tuple[int, int] | None = None
         self._handler: object = None
         self._nice: int | None = None
-        self._policy = os.SCHED_OTHER
+        self._policy, self._param = os.SCHED_OTHER, os.sched_param(0)
 
     def __enter__(self) -> OnTime:
         OnTime._entered += 1
         if not self._wanted or OnTime._entered > 1:
             return self
-        self._policy = os.sched_getscheduler(0)
+        self._policy, self._param = os.sched_getscheduler(0), os.sched_getparam(0)
         try:
             self._limit = resource.getrlimit(resource.RLIMIT_RTTIME)
             hard = self._limit[1]
@@ -103,7 +103,7 @@ class OnTime:
     def _ordinary(self) -> None:
         if self.active:
             self.active = False
-            os.sched_setscheduler(0, self._policy, os.sched_param(0))
+            os.sched_setscheduler(0, self._policy, self._param)
 
     def _restore(self) -> None:
         if self._handler is not None:
