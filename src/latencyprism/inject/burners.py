@@ -39,9 +39,10 @@ def neighbour(request: Request) -> Plan:
 
 
 def bandwidth(request: Request) -> Plan:
-    """``memory.bandwidth``: on the CPUs that the target's busiest thread is not on, two at most."""
+    """``memory.bandwidth``: on the CPUs that the target's busiest thread is not on, two at most; in the time
+    that nobody else wants there, since else it would be a neighbour to the target's other threads."""
     share = request.strength_up_to(1.0)
-    spec = {"kind": "memory", "share": share, "until_ns": request.until_ns()}
+    spec = {"kind": "memory", "share": share, "yields": True, "until_ns": request.until_ns()}
     specs = [{**spec, "cpus": [cpu]} for cpu in _other_cpus(request)[:2]]
     return Plan("burner.py", specs, _intervals, _cpu_effect(share, len(specs)))
 

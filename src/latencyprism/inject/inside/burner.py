@@ -38,8 +38,11 @@ def last_cpu(path: str) -> int | None:
 
 
 def place(spec: Spec) -> bool:
-    """Real-time priority where it is wanted and allowed; the CPUs asked for. True: real-time."""
+    """Real-time priority where it is wanted and allowed, or time that nobody else wants; the CPUs asked for.
+    True: real-time."""
     os.sched_setaffinity(0, spec["cpus"])
+    if spec.get("yields"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     if spec.get("realtime"):
         try:
             os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
