@@ -31,6 +31,18 @@ def test_noise_alone_never_pages(sd: float, rho: float) -> None:
     assert not pages(firings(steady(3000, sd=sd, rho=rho, seed=7, batches=(1, 8, 40))))
 
 
+def test_tension_rises_before_a_mild_shift_is_told_and_is_low_while_all_is_calm() -> None:
+    detector, tensions = Detector(), []
+    for step in steady(1600, sd=0.03, rho=0.3, seed=3, shift_at=1500, shift=0.06):
+        firing = detector.observe(step)
+        tensions.append(detector.tension)
+        if firing is not None and step.step >= 1500 and firing.kind == "shift":
+            break
+    assert step.step > 1502 and tensions[-1] >= 1.0
+    assert any(tension > 0.4 for tension in tensions[1500:-1])
+    assert sum(tension < 0.4 for tension in tensions[300:1500]) > 0.8 * 1200
+
+
 @pytest.mark.parametrize(("sd", "within"), [(0.003, 5), (0.01, 5), (0.03, 8), (0.06, 25)])
 def test_a_shift_of_thirty_percent_pages(sd: float, within: int) -> None:
     found = pages(firings(steady(1600, sd=sd, rho=0.6, seed=3, shift_at=1500, shift=0.3)))

@@ -14,7 +14,7 @@ from latencyprism.engines.discovery import Member, Replica
 from latencyprism.records import NULL, Step, Usual, Window, ring
 from latencyprism.sentinel import replica_watch
 from latencyprism.sentinel.habit import LONG_SHARE, NEVER, Habit
-from latencyprism.sentinel.replica_watch import NAP_S, SHORT_NAP_S, VAGUE_NAP_S, ReplicaWatch
+from latencyprism.sentinel.replica_watch import NAP_S, SHORT_NAP_S, VAGUE_NAP_S, WARY_NAP_S, ReplicaWatch
 from latencyprism.sentinel.targets import Attachment
 
 MS = 1_000_000
@@ -229,6 +229,9 @@ def test_the_source_is_told_what_is_usual_once_it_is_known() -> None:
         watch.settle()
         assert len(source.told) == 2 and source.told[1] == watch._habit.usual
         assert watch.nap_s == NAP_S
+        test = watch.detector._evidence
+        test.fast = 0.5 * test.fast_limit
+        assert watch.nap_s == WARY_NAP_S
         watch.detector.incident_open = True
         assert watch.nap_s == SHORT_NAP_S
         watch.detector.paging = True

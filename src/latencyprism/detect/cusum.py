@@ -3,6 +3,8 @@ ones."""
 
 from __future__ import annotations
 
+from math import inf
+
 from latencyprism.detect.settings import Level
 
 RECENT = 0.2
@@ -30,6 +32,7 @@ class ShiftTest:
         self.fast = self.slow = self.recent = self.ragged = self.before = 0.0
         self.fast_onset = self.slow_onset = self.onset = 0
         self.fast_since = self.slow_since = self.since = 0.0
+        self.fast_limit = self.slow_limit = inf
 
     def tune(self, wander: float, variance: float, clip: float, slow_clip: float, cap: float) -> None:
         """Slacks and limits for the stream's drift (``wander``) and long-run ``variance``. ``slow_clip``:
@@ -98,6 +101,12 @@ class ShiftTest:
             elif not fired:
                 self.onset, self.since, fired = self.slow_onset, self.slow_since, True
         return fired
+
+    @property
+    def tension(self) -> float:
+        """How far the sums have come on their way to their limits; 1: fired."""
+        fast, slow = self.fast / self.fast_limit, self.slow / self.slow_limit
+        return fast if fast > slow else slow
 
     def detectable(self, wander: float, variance: float, steps: int) -> float:
         """The smallest log-ratio at which a shift of so many steps brings one of the sums to its limit."""

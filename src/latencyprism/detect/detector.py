@@ -296,6 +296,11 @@ class Detector:
             observed / expected - 1.0, self.incident, opened, escalated, terms, late_ms, self.detectable(),
         )  # fmt: skip
 
+    @property
+    def tension(self) -> float:
+        """How near a shift is to being told, as a share of the way."""
+        return max(self._evidence.tension, self._page.tension)
+
     def detectable(self) -> dict[str, float]:
         """By level, the slow-down (share) that is told when it lasts for ``TELLING_STEPS``, at the stream's
         present noise and for work that it knows."""

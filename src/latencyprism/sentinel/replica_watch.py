@@ -29,7 +29,9 @@ LONG_STALL_MS, LONG_STALL_EXCESS = 25.0, 1.0
 STALL_QUIET_NS = 500_000_000
 _NO_OPERATORS = frozenset({"llama.cpp"})
 """Engines without PyTorch."""
-NAP_S, VAGUE_NAP_S, WARY_NAP_S, SHORT_NAP_S = 0.2, 0.1, 0.02, 0.012
+NAP_S, VAGUE_NAP_S, WARY_NAP_S, SHORT_NAP_S = 0.2, 0.1, 0.018, 0.012
+TENSE = 0.4
+"""From here on the way to a shift's alert one is wary."""
 HELD_NS = 250_000_000
 """Steps are handed on a few at a time: what was seen below them is joined to many as cheaply as to one."""
 
@@ -147,7 +149,7 @@ class ReplicaWatch:
         if self.detector.incident_open:
             # After a page there is nothing more urgent to tell than a long stall, and that wakes us.
             return VAGUE_NAP_S if self.detector.paging else SHORT_NAP_S
-        if self._habit.wary:
+        if self._habit.wary or self.detector.tension > TENSE:
             return WARY_NAP_S
         return VAGUE_NAP_S if self._habit.vague else NAP_S
 
