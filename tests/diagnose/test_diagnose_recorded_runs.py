@@ -1,7 +1,7 @@
 """Frozen signals of injections into real engines: verdicts by today's signatures must not become worse.
 
-Recorded by ``latencyprism bench diagnose --out FILE``; see data/README.md. Signatures were looked at with some
-of these runs in view: a guard against regressions, no measurement.
+Recorded by ``latencyprism bench diagnose --out FILE``; see data/README.md. Signatures were looked at with
+some of these runs in view: a guard against regressions, no measurement.
 """
 
 from __future__ import annotations
