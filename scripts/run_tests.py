@@ -12,6 +12,7 @@ import argparse
 import ctypes
 import os
 import platform
+import signal
 import struct
 import subprocess
 import sys
@@ -130,7 +131,12 @@ def pytest(required: list[str], fast: bool, arguments: list[str], failed: list[s
     environ = {**os.environ, "LATENCYPRISM_REQUIRE": ",".join(required)}
     if failed:
         say(f"failed before the tests: {', '.join(failed)}; this run ends with an error")
-    return subprocess.run(command, cwd=ROOT, env=environ, check=False).returncode
+    # In a session of its own, as the engines are: where the scheduler takes sessions for groups, one of low
+    # weight waits for seconds beside an engine that spins, and that is all that its tests would show.
+    process = subprocess.Popen(command, cwd=ROOT, env=environ, start_new_session=True)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: process.send_signal(signal.SIGINT))
+    return process.wait()
 
 
 def say(text: str) -> None:
