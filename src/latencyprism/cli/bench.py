@@ -28,6 +28,7 @@ from latencyprism.cli import (
 from latencyprism.cli.options import add_duration, duration_s
 from latencyprism.cli.results import print_figures, say
 from latencyprism.errors import BadInput
+from latencyprism.host.session_weight import session_nice
 
 NAME = "bench"
 HELP = "measure fidelity, overhead, alert delay and detection"
@@ -77,6 +78,10 @@ def _engine_bench(
 
 
 def run(args: argparse.Namespace) -> int:
+    weight = session_nice()
+    if weight is not None and weight > 0:
+        say(f"note: this session's group has nice {weight}, and waits beside an engine in a session of its "
+            f"own; `setsid latencyprism bench {args.what}` does not")  # fmt: skip
     code: int = args.bench(args)
     return code
 
