@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -12,6 +13,17 @@ from latencyprism.sentinel.priority import FAVOURED_NICE, OnTime, favoured
 
 def policy() -> int:
     return os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK
+
+
+@pytest.fixture
+def ordinary() -> Iterator[None]:
+    """This thread as any, whatever tests before have left it."""
+    before, nice = os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    os.setpriority(os.PRIO_PROCESS, 0, 0)
+    yield
+    os.setpriority(os.PRIO_PROCESS, 0, nice)
+    os.sched_setscheduler(0, before, os.sched_param(0))
 
 
 @pytest.mark.root
@@ -48,6 +60,7 @@ def test_children_are_ordinary() -> None:
 
 
 @pytest.mark.root
+@pytest.mark.usefixtures("ordinary")
 def test_who_ran_too_long_is_ordinary_but_favoured_and_all_is_as_before_in_the_end() -> None:
     nice = os.getpriority(os.PRIO_PROCESS, 0)
     with OnTime() as block:
@@ -62,6 +75,7 @@ def test_who_ran_too_long_is_ordinary_but_favoured_and_all_is_as_before_in_the_e
 
 
 @pytest.mark.root
+@pytest.mark.usefixtures("ordinary")
 def test_what_a_favoured_thread_starts_is_not_favoured() -> None:
     nice = os.getpriority(os.PRIO_PROCESS, 0)
     with favoured():
