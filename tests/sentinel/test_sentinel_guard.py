@@ -391,6 +391,10 @@ def test_the_guard_shapes_a_live_vllm_and_takes_it_back(steps_go_on: Server, tmp
     shaped = [e for e in events if e["event"] == "guard" and e["action"] == "shape"]
     assert shaped[0]["state"] == "on" and shaped[0]["tokens"] < before[0]
     assert shaped[0]["estimate"]["step_ms"] <= shaped[0]["estimate"]["step_ms_before"]
+    if shaped[-1]["state"] == "refused":
+        # On a slow machine the probe stops following requests to keep its budget: then nothing is shaped on.
+        assert knobs_now(steps_go_on) == before
+        return
     assert shaped[-1]["state"] == "taken back"
     effects = [e for e in events if e["event"] == "guard_effect" and e["action"] == "shape"]
     assert effects and effects[-1]["after"]["steps"] > 0 and effects[-1]["before"]["steps"] > 0
