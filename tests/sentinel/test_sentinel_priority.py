@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -16,14 +15,10 @@ def policy() -> int:
 
 
 @pytest.fixture
-def ordinary() -> Iterator[None]:
-    """This thread as any, whatever tests before have left it."""
-    before, nice = os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)
+def ordinary() -> None:
+    """This thread as any, however the tests were started."""
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     os.setpriority(os.PRIO_PROCESS, 0, 0)
-    yield
-    os.setpriority(os.PRIO_PROCESS, 0, nice)
-    os.sched_setscheduler(0, before, os.sched_param(0))
 
 
 @pytest.mark.root
@@ -89,3 +84,17 @@ def test_what_a_favoured_thread_starts_is_not_favoured() -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) - 20 == 0
     assert os.getpriority(os.PRIO_PROCESS, 0) == nice
     assert not os.sched_getscheduler(0) & os.SCHED_RESET_ON_FORK
+
+
+@pytest.mark.root
+def test_the_brake_makes_ordinary_whoever_was_at_real_time_before() -> None:
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(2))
+    except OSError:
+        pytest.skip("real time is not permitted here")
+    with OnTime() as block:
+        begun = time.thread_time()
+        while not block.braked and time.thread_time() - begun < 2.0:
+            pass
+        assert block.braked == 1 and policy() == os.SCHED_OTHER
+    assert policy() == os.SCHED_RR and os.sched_getparam(0).sched_priority == 2

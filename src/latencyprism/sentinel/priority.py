@@ -15,6 +15,7 @@ import resource
 import signal
 from collections.abc import Iterator
 from types import FrameType, TracebackType
+from typing import NamedTuple
 
 PRIORITY = 1
 BRAKE_US = 150_000
@@ -22,36 +23,45 @@ MOST_BRAKES = 5
 FAVOURED_NICE = -15
 
 
+class Standing(NamedTuple):
+    """How the kernel schedules this thread."""
+
+    policy: int
+    param: os.sched_param
+    nice: int
+
+    @classmethod
+    def now(cls) -> Standing:
+        return cls(os.sched_getscheduler(0), os.sched_getparam(0), os.getpriority(os.PRIO_PROCESS, 0))
+
+    def restore(self) -> None:
+        os.sched_setscheduler(0, self.policy, self.param)
+        os.setpriority(os.PRIO_PROCESS, 0, self.nice)
+
+
 @contextlib.contextmanager
 def favoured() -> Iterator[None]:
     """This thread before other ordinary ones; what it starts is not. Where it is not permitted, nothing
     changes."""
-    policy, nice = os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)
-    if favour():
-        try:
-            yield
-        finally:
-            _restore_ordinary(policy, nice)
-    else:
+    before = Standing.now()
+    if not favour():
         yield
+        return
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            before.restore()
 
 
 def favour() -> bool:
     """The same for good. False where it is not permitted."""
     try:
-        if os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK == os.SCHED_OTHER:
-            os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
         os.setpriority(os.PRIO_PROCESS, 0, FAVOURED_NICE)
+        os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
     except OSError:
         return False
     return True
-
-
-def _restore_ordinary(policy: int, nice: int) -> None:
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, nice)
-        if policy & ~os.SCHED_RESET_ON_FORK == os.SCHED_OTHER:
-            os.sched_setscheduler(0, policy, os.sched_param(0))
 
 
 class OnTime:
@@ -67,14 +77,13 @@ class OnTime:
         self._wanted = wanted
         self._limit: tuple[int, int] | None = None
         self._handler: object = None
-        self._nice: int | None = None
-        self._policy, self._param = os.SCHED_OTHER, os.sched_param(0)
+        self._before: Standing | None = None
 
     def __enter__(self) -> OnTime:
         OnTime._entered += 1
         if not self._wanted or OnTime._entered > 1:
             return self
-        self._policy, self._param = os.sched_getscheduler(0), os.sched_getparam(0)
+        before = Standing.now()
         try:
             self._limit = resource.getrlimit(resource.RLIMIT_RTTIME)
             hard = self._limit[1]
@@ -82,16 +91,15 @@ class OnTime:
             self._handler = signal.signal(signal.SIGXCPU, self._brake)
             resource.setrlimit(resource.RLIMIT_RTTIME, (soft, hard))
             os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(PRIORITY))
-            self.active = True
+            self.active, self._before = True, before
         except (OSError, ValueError):  # not permitted, or not the main thread: ordinary then
             self._restore()
         return self
 
     def _brake(self, _number: int, _frame: FrameType | None) -> None:
         self.braked += 1
-        self._ordinary()
-        if self._nice is None:
-            self._nice = os.getpriority(os.PRIO_PROCESS, 0)
+        self.active = False
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         favour()
 
     def again(self) -> None:
@@ -99,11 +107,6 @@ class OnTime:
         if not self.active and 0 < self.braked <= MOST_BRAKES:
             os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(PRIORITY))
             self.active = True
-
-    def _ordinary(self) -> None:
-        if self.active:
-            self.active = False
-            os.sched_setscheduler(0, self._policy, self._param)
 
     def _restore(self) -> None:
         if self._handler is not None:
@@ -117,8 +120,7 @@ class OnTime:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         OnTime._entered -= 1
-        self._ordinary()
-        if self._nice is not None:
-            _restore_ordinary(self._policy, self._nice)
-            self._nice = None
+        if self._before is not None:
+            self._before.restore()
+            self.active, self._before = False, None
         self._restore()
