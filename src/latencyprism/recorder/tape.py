@@ -142,19 +142,17 @@ class _Ring:
         self._map[at:end] = frame
         _USED.pack_into(self._map, self._head + 8, end - self._head - SEGMENT_HEAD)
 
-    def known(self, words: tuple[Any, ...], rest: int) -> list[int] | None:
-        """The places of ``words`` where all are in this segment and it has room for ``rest`` bytes more."""
-        if self._at + rest > self._end:
-            return None
-        try:
-            known = self._words
-            return [known[word] for word in words]
-        except KeyError:
-            return None
-
-    def places(self, words: tuple[Any, ...], rest: int) -> list[int]:
-        """The places of ``words`` in the segment that also has room for ``rest`` bytes more."""
+    def places(self, words: tuple[Any, ...], rest: int) -> list[int] | None:
+        """The places of ``words`` in the segment that also has room for ``rest`` bytes more; None where they
+        and these are too large for any segment."""
         known = self._words
+        try:
+            if self._at + rest <= self._end:
+                return [known[word] for word in words]  # so it is nearly always
+        except KeyError:
+            pass
+        if rest + sum(len(str(word)) * 8 + 64 for word in words) > SEGMENT_BYTES - SEGMENT_HEAD:
+            return None
         told = {word: json.dumps(word).encode() for word in words if word not in known}
         size = sum(FRAME.size + len(text) for text in told.values()) + rest
         if self._at + size > self._end:
@@ -266,9 +264,7 @@ class Tape:
     ) -> None:  # fmt: skip
         size = FRAME.size + layout.size + len(details)
         ring = self._rings[lane]
-        places = ring.known(words, size)
-        if places is None:
-            places = self._introduced(ring, words, size)
+        places = ring.places(words, size)
         if places is None:
             self.refused += 1
             return
@@ -276,13 +272,6 @@ class Tape:
             ring.put(kind, layout.pack(*places, *numbers) + details)
         except (struct.error, OverflowError):
             self.refused += 1
-
-    @staticmethod
-    def _introduced(ring: _Ring, words: tuple[Any, ...], size: int) -> list[int] | None:
-        """None where they and ``size`` bytes more are too large for any segment."""
-        if size + sum(len(str(word)) * 8 + 64 for word in words) > SEGMENT_BYTES - SEGMENT_HEAD:
-            return None
-        return ring.places(words, size)
 
     def add_alert(self, alert: Alert, onset_ns: int, raised_ns: int) -> None:
         """``onset_ns``, ``raised_ns``: CLOCK_MONOTONIC."""
