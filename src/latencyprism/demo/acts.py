@@ -6,8 +6,8 @@ import io
 import os
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,13 +141,14 @@ class _Stage:
         with ExitStack() as stack:
             base = stack.enter_context(Load(self.server, steady))
             self._wait("learn", LEARN_S)
-            self._act("normal", NORMAL_S)
-            begun = time.monotonic_ns()
-            with Load(self.server, profile("surge").but(clients=4, duration_s=SURGE_S - 3)):
-                self._wait("surge", SURGE_S)
-            self._wait("surge", CALM_S, until=lambda: not self._incident_is_open())
-            self.done.acts.append(("surge", begun, time.monotonic_ns()))
-            self._fault()
+            with self._act("normal"):
+                self._wait("normal", NORMAL_S)
+            with self._act("surge"):
+                with Load(self.server, profile("surge").but(clients=4, duration_s=SURGE_S - 3)):
+                    self._wait("surge", SURGE_S)
+                self._wait("surge", CALM_S, until=lambda: not self._incident_is_open())
+            with self._act("fault"):
+                self._fault()
             self._wait("verdict", AFTER_S)
             base.stop()
         self._wait("verdict", VERDICT_S, until=lambda: self._verdict_is_there())
@@ -161,14 +162,14 @@ class _Stage:
                 self.done.effect, self.done.strength = fault.effect_check(), strength
             if any(at >= begun and alert.level == "page" for at, alert in self.done.alerts):
                 break
-        self.done.acts.append(("fault", begun, time.monotonic_ns()))
 
     def _incident_is_open(self) -> bool:
         return any(watch.detector.incident_open for watch in self.watcher.watches)
 
-    def _act(self, name: str, seconds: float) -> None:
+    @contextmanager
+    def _act(self, name: str) -> Iterator[None]:
         start = time.monotonic_ns()
-        self._wait(name, seconds)
+        yield
         self.done.acts.append((name, start, time.monotonic_ns()))
 
     def _verdict_is_there(self) -> bool:
