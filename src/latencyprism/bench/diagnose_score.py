@@ -55,7 +55,7 @@ def score(lines: Sequence[Line], table: Table | None = None) -> dict[str, Any]:
         "without_effect": len(lines) - len(used),
         "causes": len({line["truth"] for line, _ in single}),
         "by_strength": {f"{s:g}": _hits(rows) for s, rows in _grouped(single, "strength")},
-        "by_reached": {name: _hits(rows) for name, rows in _by_reached(single)},
+        "by_reached": {name: _hits(rows) for name, rows in _by_reached(single).items()},
         "by_engine": {str(e): _hits(rows) for e, rows in _grouped(single, "engine")},
         "by_cause": {str(c): _hits(rows) for c, rows in _grouped(single, "truth")},
         "strong": _hits([row for row in single if row[0]["strength"] >= 0.5]),
@@ -79,13 +79,13 @@ def _grouped(rows: Iterable[tuple[Line, Any]], key: str) -> list[tuple[Any, list
     return sorted(found.items(), key=lambda item: str(item[0]))
 
 
-def _by_reached(rows: Sequence[tuple[Line, Any]]) -> list[tuple[str, list[tuple[Line, Any]]]]:
+def _by_reached(rows: Sequence[tuple[Line, Any]]) -> dict[str, list[tuple[Line, Any]]]:
     """By the slow-down that was measured, whatever was aimed at: nothing can be seen in steps that took as
     long as before."""
     found: dict[str, list[tuple[Line, Any]]] = {name: [] for name, _ in REACHED}
     for row in rows:
         found[next(name for name, least in REACHED if row[0]["slow"] >= least)].append(row)
-    return [(name, found[name]) for name, _ in REACHED]
+    return found
 
 
 def _hits(rows: Sequence[tuple[Line, list[tuple[str, float]]]]) -> dict[str, Any]:
