@@ -393,6 +393,7 @@ def test_the_guard_shapes_a_live_vllm_and_takes_it_back(steps_go_on: Server, tmp
     assert shaped[0]["estimate"]["step_ms"] <= shaped[0]["estimate"]["step_ms_before"]
     if shaped[-1]["state"] == "refused":
         # On a slow machine the probe stops following requests to keep its budget: then nothing is shaped on.
+        assert "requests are no longer followed" in shaped[-1]["text"]
         assert knobs_now(steps_go_on) == before
         return
     assert shaped[-1]["state"] == "taken back"
