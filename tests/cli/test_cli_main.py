@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from latencyprism.cli.main import VERBS
+from latencyprism.cli.options import share_ppm
 
 
 def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -77,3 +80,32 @@ def test_reader_that_goes_away_is_no_error() -> None:
         shell=True, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_verb_in_order(number: int, code: int, tmp_path: Path) -> None:
+    """Waiting for a pipe that nobody writes into: the same way out as from an attach that waits."""
+    pipe = tmp_path / "steps.csv"
+    os.mkfifo(pipe)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "latencyprism", "replay", str(pipe)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    keeper = os.open(pipe, os.O_WRONLY)  # returns when the verb reads
+    try:
+        process.send_signal(number)
+        out, err = process.communicate(timeout=20)
+    finally:
+        os.close(keeper)
+    assert (process.returncode, out, err) == (code, "", "")
+
+
+@pytest.mark.parametrize(("text", "ppm"), [("0.3", 3_000), ("5%", 50_000), ("50 %", 500_000), ("0.01%", 100)])
+def test_a_share_is_read_as_parts_per_million(text: str, ppm: int) -> None:
+    assert share_ppm(text) == ppm
+
+
+@pytest.mark.parametrize("text", ["", "%", "-1", "0", "0.001", "51", "1e1", "nan", "5%%", "٥"])
+def test_what_is_no_share_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="no share"):
+        share_ppm(text)

@@ -353,6 +353,13 @@ def test_a_killed_watch_leaves_the_knobs_as_they_were(steps_go_on: Server) -> No
     assert knobs_now(steps_go_on) == before
 
 
+def comes(file: Path, text: str, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not (there := text in file.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return there
+
+
 def guarded(server: Server, tmp_path: Path, *arguments: str) -> list[dict[str, Any]]:
     """Events of a watch with a guard while long prompts come in beside short ones; ended by SIGTERM once it
     has shaped."""
@@ -360,15 +367,17 @@ def guarded(server: Server, tmp_path: Path, *arguments: str) -> list[dict[str, A
     file.write_text('period = "1h"\ntpot_p95 = "< 6 ms"\n')
     long = Profile("long", clients=2, prompt=Length(900, 0.1, 600, 1200), output=Length(4), think_ms=500.0)
     told = tmp_path / f"told{len(list(tmp_path.iterdir()))}"
-    with told.open("w") as stdout, Load(server, long.but(duration_s=60.0)):
+    with told.open("w") as stdout, Load(server, long.but(duration_s=90.0)):
         process = subprocess.Popen(
-            [sys.executable, "-m", "latencyprism", "watch", "--json", "--no-capture", "-p", str(server.pid),
-             "--slo", str(file), "--guard", "shape,ready,notify", *arguments],
+            [sys.executable, "-X", "faulthandler", "-m", "latencyprism", "watch", "--json", "--no-capture",
+             "-p", str(server.pid), "--budget", "5%", "--slo", str(file), "--guard", "shape,ready,notify",
+             *arguments],
             stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=tempfile.gettempdir(),
         )  # fmt: skip
-        deadline = time.monotonic() + 50.0
-        while '"action": "shape"' not in told.read_text() and time.monotonic() < deadline:
-            time.sleep(0.2)
+        if not comes(told, '"event": "attached"', 40.0):
+            process.send_signal(signal.SIGABRT)  # it tells where it stands
+            pytest.fail(f"no word of the watch:\n{process.communicate(timeout=30)[1]}")
+        comes(told, '"action": "shape"', 50.0)
         time.sleep(8.0)  # so that there is an effect to be measured
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=30)
@@ -389,13 +398,9 @@ def test_the_guard_shapes_a_live_vllm_and_takes_it_back(steps_go_on: Server, tmp
     assert knobs_now(steps_go_on) == before
     events = guarded(steps_go_on, tmp_path)
     shaped = [e for e in events if e["event"] == "guard" and e["action"] == "shape"]
+    assert shaped, events
     assert shaped[0]["state"] == "on" and shaped[0]["tokens"] < before[0]
     assert shaped[0]["estimate"]["step_ms"] <= shaped[0]["estimate"]["step_ms_before"]
-    if shaped[-1]["state"] == "refused":
-        # On a slow machine the probe stops following requests to keep its budget: then nothing is shaped on.
-        assert "requests are no longer followed" in shaped[-1]["text"]
-        assert knobs_now(steps_go_on) == before
-        return
     assert shaped[-1]["state"] == "taken back"
     effects = [e for e in events if e["event"] == "guard_effect" and e["action"] == "shape"]
     assert effects and effects[-1]["after"]["steps"] > 0 and effects[-1]["before"]["steps"] > 0

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
-from types import ModuleType
+from types import FrameType, ModuleType
 
 from latencyprism import __version__
 from latencyprism.errors import PrismError
@@ -18,13 +19,23 @@ VERBS = (
 ABOUT = ("-h", "--help", "--version")
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: ends a verb as Ctrl-C does, so that no target is left half attached to."""
+
+
 def entry() -> None:
     """Console script."""
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(main(sys.argv[1:]))
 
 
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise Terminated
+
+
 def main(argv: list[str]) -> int:
-    """Exit code: 0 done, 1 the tool failed, 2 bad arguments, 3 target refused, 4 alerts (--fail-on-alert)."""
+    """Exit code: 0 done, 1 the tool failed, 2 bad arguments, 3 target refused, 4 alerts (--fail-on-alert);
+    130 and 143 after a Ctrl-C or a SIGTERM that the verb does not take for its ordinary end."""
     modules = {verb: _module(verb) for verb in VERBS if not argv or argv[0] in (verb, "-h", "--help")}
     parser = _parser(modules)
     if argv and argv[0] not in (*VERBS, *ABOUT):
@@ -43,8 +54,8 @@ def main(argv: list[str]) -> int:
         if error.remedy:
             print(f"  remedy: {error.remedy}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as end:
+        return 128 + (signal.SIGTERM if isinstance(end, Terminated) else signal.SIGINT)
     except BrokenPipeError:
         # Whoever read our output has enough; a second error while flushing it would only be noise.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

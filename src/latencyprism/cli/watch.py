@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from latencyprism.cli import watch_memory, watch_slo, watch_triggers
-from latencyprism.cli.options import add_duration, add_pid
+from latencyprism.cli.options import add_duration, add_pid, share_ppm
 from latencyprism.errors import BadInput
 from latencyprism.sentinel.attendant import Attendant
 from latencyprism.sentinel.sinks import JsonLines, Webhook
@@ -58,6 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="ordinary priority; alerts may be late",
     )
+    parser.add_argument(
+        "--budget", type=share_ppm, metavar="PERCENT",
+        help="what probes may cost, of the step time, before they read less (default: 0.3, with --slo 1)",
+    )  # fmt: skip
     parser.add_argument("--no-deep", action="store_true", help="no deeper probes after an alert")
     parser.add_argument("--json", action="store_true", help="JSON lines alone; standard error is for errors")
     parser.add_argument(
@@ -84,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
         steps=steps,
         deep=not args.no_deep,
         realtime=not args.no_realtime,
+        budget_ppm=args.budget,
     )
     attendants = [attendant for topic in TOPICS for attendant in topic.attendants(args)]
     watcher = Watcher(options, out, webhook=webhook, say=say, attendants=attendants)

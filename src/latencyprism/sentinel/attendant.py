@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from latencyprism.agent.session import BUDGET_PPM
 from latencyprism.recorder.trigger import Asked
 from latencyprism.records import Alert, Window
 from latencyprism.sentinel.replica_watch import ReplicaWatch
@@ -29,6 +30,9 @@ class Attendant:
     name = "attendant"
     prompt = True
     """Whether it must see each step as soon as it ends; else steps come a few at a time, which is cheaper."""
+    budget_ppm = BUDGET_PPM
+    """What the probes must be allowed to cost, parts per million of the step time, so that it sees what it
+    lives on."""
 
     def __init__(self) -> None:
         self.emit: Callable[..., None] = lambda kind, **values: None
@@ -75,6 +79,10 @@ class Attendants:
     @property
     def prompt(self) -> bool:
         return any(member.prompt for member in self._live)
+
+    @property
+    def budget_ppm(self) -> int:
+        return max((member.budget_ppm for member in self._live), default=BUDGET_PPM)
 
     def _call(self, method: str, *args: Any) -> list[Any]:
         found = []

@@ -26,9 +26,6 @@ LOOK_LEAST_NS = 20_000_000
 FORETELL_BURN, FORETELL_MOST, FORETELL_LEAST = 14.4, 0.5, 3
 """A forecast is told where, even at its low end, the share burns the budget so many times too fast (at most
 this share), and as many requests of those under way will violate."""
-BUDGET_PPM = 10_000
-"""What a probe may cost here, of the step time, before it no longer follows requests: without them nothing
-can be judged."""
 FORGET_NS = 30_000_000_000
 HEARD_NS = 60_000_000_000
 
@@ -69,6 +66,7 @@ class SloWatch(Attendant):
     """Raises alerts of kind ``slo``; emits an event ``forecast`` at most once a second a replica."""
 
     name = "objectives"
+    budget_ppm = 10_000  # without requests nothing can be judged
 
     def __init__(self, objectives: Objectives) -> None:
         super().__init__()
@@ -92,8 +90,6 @@ class SloWatch(Attendant):
             accounts = [Account(one, self._objectives.windows_of(one)) for one in holding]
             self._kept[place] = accounts
         source = watch.attachment.source
-        if isinstance(source, PythonSource):
-            source.allow(BUDGET_PPM)
         foretold = [one for metric in ("ttft", "tpot") if (one := _strictest(holding, metric)) is not None]
         forecaster = None
         if foretold and isinstance(source, PythonSource):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from latencyprism.agent.session import BUDGET_PPM
 from latencyprism.engines.discovery import Replica
 from latencyprism.engines.unknown import no_pack_fits
 from latencyprism.records import StepSource
@@ -35,12 +36,13 @@ class Attachment:
 
 
 def attach(
-    replica: Replica, say: Callable[[str], None] = lambda text: None, *, realtime: bool = True
-) -> Attachment:
+    replica: Replica, say: Callable[[str], None] = lambda text: None, *, realtime: bool = True,
+    budget_ppm: int = BUDGET_PPM,
+) -> Attachment:  # fmt: skip
     """TargetRefused, with everything undone, if it is watched already or cannot be attached to.
 
     An engine that no pack knows is searched first, for up to ten seconds; ``say`` is told so.
-    ``realtime``: be on time in that beside engines that spin."""
+    ``realtime``: be on time in that beside engines that spin. ``budget_ppm``: see ``PythonSource``."""
     claims: list[Claim] = []
     try:
         probed = (member for member in replica.members if member.role != "api")
@@ -56,7 +58,7 @@ def attach(
                 generic = GenericSource(replica, say)
             source, warning = generic, generic.warning
         else:
-            python = PythonSource(replica)
+            python = PythonSource(replica, budget_ppm=budget_ppm)
             source, warning = python, python.warning
         return Attachment(replica, source, claims, warning)
     except BaseException:

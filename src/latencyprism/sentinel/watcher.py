@@ -50,6 +50,8 @@ class WatchOptions:
     deep: bool = True
     reattach: bool = True
     realtime: bool = True
+    budget_ppm: int | None = None
+    """What probes may cost, parts per million of the step time; None: what those that go along need."""
 
 
 @dataclass
@@ -145,8 +147,9 @@ class Watcher:
         except BrokenPipeError:
             self._say("the reader of our output went away")
         finally:
+            self._leave()  # a signal that comes meanwhile must not leave a target half detached
             signals.close()
-            self._leave()
+            self._epoll.close()
             gc.unfreeze()
         return self.summary
 
@@ -313,7 +316,8 @@ class Watcher:
     def _attach(self, replica: Replica, *, again: bool = False) -> None:
         realtime = self.options.realtime
         below_watch.prepare()
-        attachment = attach(replica, self._say, realtime=realtime)
+        budget_ppm = self.options.budget_ppm or self._attendants.budget_ppm
+        attachment = attach(replica, self._say, realtime=realtime, budget_ppm=budget_ppm)
         with OnTime(realtime):  # its first steps are there already
             watch = ReplicaWatch(attachment, realtime=realtime)
         watch.prompt = self._attendants.prompt
@@ -364,7 +368,6 @@ class Watcher:
                 self._say(f"detaching from {watch.replica.engine_pid}: {error}")
         self._attendants.close()
         self.summary.captures = self.captures.written
-        self._epoll.close()
         if self._webhook is not None:
             self._webhook.close()
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from latencyprism.agent.session import ProbePlan, ProbeSession
+from latencyprism.agent.session import BUDGET_PPM, ProbePlan, ProbeSession
 from latencyprism.attach.inject import InjectReport
 from latencyprism.engines.discovery import Member, Replica
 from latencyprism.engines.packs import PackRange, load_pack
@@ -64,9 +64,11 @@ class PythonSource:
     replica has an API process of its own, one there.
 
     Attaches on construction, all or nothing: TargetRefused leaves no process attached. The API process is
-    an exception: without it the times of requests end with their steps (``requests_from`` says so)."""
+    an exception: without it the times of requests end with their steps (``requests_from`` says so).
 
-    def __init__(self, replica: Replica) -> None:
+    ``budget_ppm``: what the probes may cost, ppm of the step time, before they drop readings."""
+
+    def __init__(self, replica: Replica, *, budget_ppm: int = BUDGET_PPM) -> None:
         self.engine = replica.engine
         self.replica = replica
         self.pids = replica.pids
@@ -87,7 +89,7 @@ class PythonSource:
         try:
             for member in sorted(probed, key=lambda m: m.role.startswith("engine")):
                 plan = _plan(pack.reader, entry, member, self.request_key)
-                self._sessions[member.pid] = ProbeSession(member.pid, plan)
+                self._sessions[member.pid] = ProbeSession(member.pid, plan, budget_ppm=budget_ppm)
             self._api = self._attach_api(pack.reader, entry)
         except BaseException:
             self.close()
