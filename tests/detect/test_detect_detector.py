@@ -252,3 +252,57 @@ def test_a_stall_in_a_long_step_is_told_though_short_ones_have_wild_tails() -> N
     told = {f.step: f for f in firings(steps) if f.step > 1000}
     assert 2799 in told and told[2799].level == "page" and told[2799].kind == "stall"
     assert not [f for f in told.values() if f.level == "page" and f.step != 2799]
+
+
+def in_a_dive(
+    shift: float, *, excuse: float = 0.14, seed: int = 4
+) -> tuple[Detector, list[Firing], list[Firing]]:
+    """After 1,500 calm steps 250 that are slower by ``shift`` while we look deep, then 250 as before: the
+    detector, what it said in the dive and what after it."""
+    steps = list(steady(2000, sd=0.02, rho=0.5, seed=seed))
+    detector = Detector()
+    assert not pages(firings(steps[:1500], detector))
+    slow = [s._replace(end_ns=s.end_ns + int((s.end_ns - s.start_ns) * shift)) for s in steps[1500:1750]]
+    during = [firing for step in slow if (firing := detector.observe(step, excuse)) is not None]
+    return detector, during, firings(steps[1750:], detector)
+
+
+@pytest.mark.parametrize("shift", [0.05, 0.12])
+def test_what_our_own_deep_probes_cost_is_no_news(shift: float) -> None:
+    detector, during, after = in_a_dive(shift)
+    assert not during and not after and not detector.incident_open
+    blind = Detector()
+    steps = list(steady(2000, sd=0.02, rho=0.5, seed=4))
+    assert not pages(firings(steps[:1500], blind))
+    slow = [s._replace(end_ns=s.end_ns + int((s.end_ns - s.start_ns) * shift)) for s in steps[1500:1750]]
+    assert firings(slow, blind)  # it would have been
+
+
+def test_a_clear_shift_is_told_in_a_dive_too() -> None:
+    _, during, _ = in_a_dive(0.5)
+    found = pages(during)
+    assert found and found[0].step < 1500 + 20
+    assert found[0].excess == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_dive_teaches_nothing() -> None:
+    detector, _, _ = in_a_dive(0.12)
+    other = Detector()
+    steps = list(steady(2000, sd=0.02, rho=0.5, seed=4))
+    for step in [*steps[:1500], *steps[1750:]]:
+        other.observe(step)
+    assert detector.last is not None and other.last is not None
+    assert detector.last.ms == pytest.approx(other.last.ms, rel=0.01)
+    assert detector.noise.wander == pytest.approx(other.noise.wander, rel=0.2)
+
+
+def test_an_incident_is_not_over_because_we_look_into_it() -> None:
+    steps = list(steady(2400, sd=0.01, rho=0.5, seed=5, shift_at=1500, shift=0.10))
+    detector = Detector()
+    assert firings(steps[:1600], detector) and detector.incident_open
+    for step in steps[1600:2000]:
+        detector.observe(step, 0.14)
+        assert detector.incident_open
+    calm = [s._replace(end_ns=s.start_ns + int((s.end_ns - s.start_ns) / 1.1)) for s in steps[2000:]]
+    firings(calm, detector)
+    assert not detector.incident_open

@@ -38,8 +38,8 @@ class Detector:
     """One replica's stream, step by step. ``last``: the expectation of the step just observed (None if it
     could not be judged). Not thread-safe."""
 
-    __slots__ = ("_below", "_bucket", "_calm", "_clock_ms", "_ended_ns", "_evidence", "_faster", "_gap",
-                 "_head", "_head_steps", "_head_sum", "_held", "_kind", "_lost_time", "_page",
+    __slots__ = ("_below", "_bucket", "_calm", "_clock_ms", "_ended_ns", "_evidence", "_excuse", "_faster",
+                 "_gap", "_head", "_head_steps", "_head_sum", "_held", "_kind", "_lost_time", "_page",
                  "_page_held_ms", "_recent", "_seen", "_shown", "_stalled", "_typical_ms", "incident",
                  "incident_open", "last", "model", "moved", "noise", "page_from", "paging", "settings",
                  "steps")  # fmt: skip
@@ -70,15 +70,16 @@ class Detector:
         self._gap = 0.0
         self._faster = Faster()
         self._bucket = self._kind = -1
-        self._below = 0.0
+        self._below = self._excuse = 0.0
         self._ended_ns = 0
         self._seen: dict[int, int] = {}
         self._shown = Shown()
         self._head = self._head_sum = 0.0
         self._head_steps = 0
 
-    def observe(self, step: Step) -> Firing | None:
-        """Judge a step, then learn from it. Returns a firing if a test is above its limit at this step."""
+    def observe(self, step: Step, excuse: float = 0.0) -> Firing | None:
+        """Judge a step, then learn from it. Returns a firing if a test is above its limit at this step.
+        ``excuse``: how late (log) our own deep probes may have made it: no news, and not learned."""
         start_ns, end_ns = step.start_ns, step.end_ns
         observed = (end_ns - start_ns) / 1e6
         hole_ns = start_ns - self._ended_ns
@@ -100,6 +101,10 @@ class Detector:
         idle = self._idle_ms(step.gap_ns) if work.decode and work.batch > 0.0 else 0.0
         waking = not idle and hole_ns > IDLE_NS
         stretch = (log((observed + idle) / found.ms) if idle else residual) - offset
+        self._excuse = excuse
+        if excuse:
+            residual = residual - excuse if residual > excuse else min(residual, 0.0)
+            stretch = stretch - excuse if stretch > excuse else min(stretch, 0.0)
         if offset:
             found.drift = offset
             found.ms *= exp(offset)
@@ -111,7 +116,8 @@ class Detector:
             self._look_up(kind, residual, waking)
         self._seen[kind] = self.steps
         firing = self._judge(step.step, observed, work, found, residual, stretch, waking)
-        self._learn(work, observed, found, residual, stretch, firing)
+        if not excuse:
+            self._learn(work, observed, found, residual, stretch, firing)
         return firing
 
     def _idle_ms(self, gap_ns: int | None) -> float:
@@ -126,15 +132,9 @@ class Detector:
         return gap - usual if gap > usual else 0.0
 
     def _judge(
-        self,
-        number: int,
-        observed: float,
-        work: Work,
-        found: Expectation,
-        residual: float,
-        stretch: float,
+        self, number: int, observed: float, work: Work, found: Expectation, residual: float, stretch: float,
         waking: bool,
-    ) -> Firing | None:
+    ) -> Firing | None:  # fmt: skip
         allowance, expected = found.allowance, found.ms
         if work.prefill:
             ragged = self.noise.prefill - self.noise.d_near
@@ -162,11 +162,11 @@ class Detector:
         shift = self._evidence.feed(fast, number, clock)
         # The slack of a page is far above what a workload may show from its first steps on.
         shift_page = self._page.feed(bare, number, clock)
-        lost = self._lost_time.feed(observed, expected * exp(allowance), number)
+        lost = self._lost_time.feed(observed, expected * exp(allowance + self._excuse), number)
         if shift_page or shift or stall or lost:
             return self._tell(number, observed, found, stretch, (shift, stall, stall_page, shift_page, lost))
         self._page_held_ms = 0.0
-        if self.incident_open:
+        if self.incident_open and not self._excuse:
             self._settle()
         return None
 

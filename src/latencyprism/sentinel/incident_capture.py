@@ -17,6 +17,8 @@ from latencyprism.timeline.clocks import Timeline, read_machine_clocks
 
 BEFORE_S, AFTER_S = 30.0, 5.0
 DRAIN_PERIOD_NS = 250_000_000
+DISARMED_NS = 300_000_000
+"""After its end a deep window may take so long to be disarmed and copied."""
 FINISH = "latencyprism.sentinel.finish:finish"
 LEAVE_S = 20.0
 """When a watch ends, all captures under way together may take so long."""
@@ -56,6 +58,7 @@ class IncidentCapture:
         self.armed_ns = time.monotonic_ns()
 
     def _arm(self, seconds: float) -> None:
+        self.watch.diving(self.begun_ns, self.until_ns + DISARMED_NS)
         if self.watch.operators is not None:
             self.operators = self.watch.operators.begin(seconds)
         self.watch.attachment.source.arm_deep(seconds)

@@ -36,6 +36,10 @@ HELD_NS = 250_000_000
 """Steps are handed on a few at a time: what was seen below them is joined to many as cheaply as to one."""
 
 
+OPERATORS_EXCUSE, DEEP_EXCUSE = 0.14, 0.03
+"""How late (log) steps may be for our own deep probes, with operators and without: `bench deepdive`."""
+
+
 @dataclass
 class Counts:
     """What happened since attach."""
@@ -75,6 +79,7 @@ class ReplicaWatch:
         self._held = Window()
         self._raised: list[Alert] = []
         self._handed_ns = 0
+        self._dives: deque[tuple[int, int]] = deque(maxlen=4)
         self.below: BelowWatch | None = None
         self.below_missing: str | None = None
         try:
@@ -164,13 +169,25 @@ class ReplicaWatch:
 
     # -- judging ---------------------------------------------------------------------------------
 
+    def diving(self, begin_ns: int, end_ns: int) -> None:
+        """Deep probes are armed between these times (CLOCK_MONOTONIC): an alert of the slow-down that they
+        make would be ours."""
+        self._dives.append((begin_ns, end_ns))
+
+    def _excuse(self, step: Step) -> float:
+        while self._dives and self._dives[0][1] <= step.start_ns:
+            self._dives.popleft()
+        if not self._dives or step.end_ns <= self._dives[0][0]:
+            return 0.0
+        return DEEP_EXCUSE if self.operators is None else OPERATORS_EXCUSE
+
     def _judge(self, step: Step) -> Alert | None:
         self.last_step = step
         self._silent = False
         self.counts.steps += 1
         self._starts.append((step.step, step.start_ns))
         self._habit.take(step)
-        firing = self.detector.observe(step)
+        firing = self.detector.observe(step, self._excuse(step) if self._dives else 0.0)
         expected = self.detector.last
         if expected is not None:
             self.expected.append((step.step, expected.ms))
