@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zlib
 from collections import Counter as Tally
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,16 @@ NOT_HERE = recorder_trace_processor.missing()
 def packets(path: Path) -> list[Any]:
     trace = trace_pb2.Trace()
     assert trace.ParseFromString(path.read_bytes()) == path.stat().st_size
-    return list(trace.packet)
+    found: list[Any] = []
+    for packet in trace.packet:
+        if packet.HasField("compressed_packets"):
+            inner = trace_pb2.Trace()
+            plain = zlib.decompress(packet.compressed_packets)
+            assert inner.ParseFromString(plain) == len(plain)
+            found += inner.packet
+        else:
+            found.append(packet)
+    return found
 
 
 def tracks_of(all_packets: list[Any]) -> dict[int, Any]:
@@ -242,3 +252,11 @@ def test_flows_lead_from_a_request_to_its_steps_and_from_a_step_to_its_calls(tmp
             "select name from stats where value != 0 and severity in ('error', 'data_loss')"
         )
         assert [row.name for row in faults] == []
+
+
+def test_what_is_drawn_takes_a_fraction_of_its_plain_size(tmp_path: Path) -> None:
+    capture = incident(300, 150)
+    size = write_capture(tmp_path / "a.pftrace", capture)
+    drawn = sum(len(packet.SerializeToString()) for packet in packets(tmp_path / "a.pftrace"))
+    assert size < 0.6 * drawn
+    assert sum(p.HasField("track_event") for p in packets(tmp_path / "a.pftrace")) > 10 * 300

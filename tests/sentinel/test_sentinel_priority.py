@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 
 import pytest
 
-from latencyprism.sentinel.priority import FAVOURED_NICE, OnTime, favoured
+from latencyprism.agent.session import LEASE_S
+from latencyprism.sentinel import priority
+from latencyprism.sentinel.priority import PAUSE_S, OnTime, on_time
 
 
 def policy() -> int:
@@ -54,47 +57,80 @@ def test_children_are_ordinary() -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == os.SCHED_OTHER
 
 
+def run_on(block: OnTime, brakes: int) -> float:
+    """Compute until the brake was needed so often; the processor time that took, s."""
+    begun = time.thread_time()
+    while block.braked < brakes and time.thread_time() - begun < 3.0:
+        pass
+    return time.thread_time() - begun
+
+
 @pytest.mark.root
 @pytest.mark.usefixtures("ordinary")
-def test_who_ran_too_long_is_ordinary_but_favoured_and_all_is_as_before_in_the_end() -> None:
-    nice = os.getpriority(os.PRIO_PROCESS, 0)
+def test_who_runs_on_has_to_sleep_longer_each_time_and_stays_on_time() -> None:
     with OnTime() as block:
         if not block.active:
             pytest.skip("real time is not permitted here")
-        begun = time.thread_time()
-        while not block.braked and time.thread_time() - begun < 2.0:
+        pauses = []
+        for brake in (1, 2, 3):
+            begun, ran = time.monotonic(), run_on(block, brake)
+            assert block.braked == brake and policy() == os.SCHED_RR
+            assert 0.1 < ran < 1.0  # the kernel looks once a tick, and each time as early as the first
+            pauses.append(time.monotonic() - begun - ran)
+        assert pauses[0] >= PAUSE_S and pauses[1] >= 2 * PAUSE_S and pauses[2] >= 4 * PAUSE_S
+    assert policy() == os.SCHED_OTHER
+
+
+@pytest.mark.root
+def test_after_a_calm_time_the_pause_is_short_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(priority, "CALM_S", 0.05)
+    slept: list[float] = []
+    block = OnTime()
+    monkeypatch.setattr(time, "sleep", slept.append)
+    for wait_s in (0.0, 0.0, 0.06, 0.0):
+        until = time.monotonic() + wait_s
+        while time.monotonic() < until:
             pass
-        assert block.braked == 1 and policy() == os.SCHED_OTHER
-        assert os.getpriority(os.PRIO_PROCESS, 0) == FAVOURED_NICE
-    assert os.getpriority(os.PRIO_PROCESS, 0) == nice and policy() == os.SCHED_OTHER
+        block._brake(0, None)
+    assert slept == [PAUSE_S, 2 * PAUSE_S, PAUSE_S, 2 * PAUSE_S]
+
+
+def test_the_longest_pause_is_within_the_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    block = OnTime()
+    monkeypatch.setattr(time, "sleep", slept.append)
+    for _ in range(20):
+        block._brake(0, None)
+    assert max(slept) == slept[-1] < LEASE_S - 0.5
 
 
 @pytest.mark.root
 @pytest.mark.usefixtures("ordinary")
-def test_what_a_favoured_thread_starts_is_not_favoured() -> None:
-    nice = os.getpriority(os.PRIO_PROCESS, 0)
-    with favoured():
-        if os.getpriority(os.PRIO_PROCESS, 0) != FAVOURED_NICE:
-            pytest.skip("a higher priority is not permitted here")
-        with OnTime():
-            pass
-        child = os.fork()
-        if child == 0:
-            os._exit(os.getpriority(os.PRIO_PROCESS, 0) + 20)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) - 20 == 0
-    assert os.getpriority(os.PRIO_PROCESS, 0) == nice
-    assert not os.sched_getscheduler(0) & os.SCHED_RESET_ON_FORK
+def test_a_thread_on_time_starts_ordinary_ones() -> None:
+    found: list[int] = []
+
+    def thread() -> None:
+        if on_time():
+            found.append(policy())
+            inner = threading.Thread(target=lambda: found.append(policy()))
+            inner.start()
+            inner.join()
+
+    outer = threading.Thread(target=thread)
+    outer.start()
+    outer.join()
+    if not found:
+        pytest.skip("real time is not permitted here")
+    assert found == [os.SCHED_RR, os.SCHED_OTHER] and policy() == os.SCHED_OTHER
 
 
 @pytest.mark.root
-def test_the_brake_makes_ordinary_whoever_was_at_real_time_before() -> None:
+def test_who_was_at_real_time_before_is_so_afterwards() -> None:
     try:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(2))
     except OSError:
         pytest.skip("real time is not permitted here")
     with OnTime() as block:
-        begun = time.thread_time()
-        while not block.braked and time.thread_time() - begun < 2.0:
-            pass
-        assert block.braked == 1 and policy() == os.SCHED_OTHER
+        run_on(block, 1)
+        assert block.braked == 1
     assert policy() == os.SCHED_RR and os.sched_getparam(0).sched_priority == 2

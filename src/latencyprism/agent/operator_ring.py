@@ -153,7 +153,9 @@ class OperatorRing:
             self._waited, whole = 0, True
         self._read += len(rows)
         into.lost += int((~good).sum())
-        if good.any():
+        if good.all():
+            into.chunks.append(rows)
+        elif good.any():
             into.chunks.append(rows[good])
         return whole
 

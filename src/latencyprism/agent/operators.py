@@ -15,6 +15,9 @@ import time
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from latencyprism.agent import operator_code as code
 from latencyprism.agent.assemble import bootstrap, pack
 from latencyprism.agent.operator_build import Build
@@ -25,6 +28,9 @@ from latencyprism.attach.shared_folder import owner_of, shared_folder
 from latencyprism.errors import TargetRefused
 
 LEASE_S = 3.0
+LEARN_ROWS = 4096
+"""Of each copy so many records are looked at at once for names and threads not known yet: some steps, in case
+the target ends. All others are looked at when it is over."""
 LIMIT_RECORDS = 4_000_000
 """128 MiB of them; two a call: 9 s of 200 steps/s with 1,088 operators each."""
 _TID_OFFSET = 0x2D0
@@ -88,13 +94,16 @@ class OperatorProbe:
         before = len(self.records.chunks)
         self.ring.copy(self.records)
         for chunk in self.records.chunks[before:]:
-            self._learn_names(set(chunk[:, 1].tolist()))
-            self._learn_threads({pointer & ~1 for pointer in set(chunk[:, 2].tolist())})
+            self._learn(chunk[:LEARN_ROWS])
         self.clock.read()
         if now_ns < self._until_ns:
             if self.state == code.STATE_DISARMED and not self.records.limited:
                 self.records.lapsed = True
             self._renew()
+
+    def _learn(self, rows: npt.NDArray[np.int64]) -> None:
+        self._learn_names(set(np.unique(rows[:, 1]).tolist()))
+        self._learn_threads(set((np.unique(rows[:, 2]) & ~1).tolist()))
 
     def _learn_names(self, schemas: set[int]) -> None:
         for schema in schemas - self.records.names.keys() - {0}:
@@ -117,6 +126,8 @@ class OperatorProbe:
         self._until_ns = 0
         self.ring.set(code.DEADLINE_TSC, 0)
         self.drain()
+        for chunk in self.records.chunks:
+            self._learn(chunk)
         self.ring.close()
         self.records.readings = self.clock.readings
         self.records.error_ns = self.clock.error_ns

@@ -188,9 +188,8 @@ def main() -> None:
         "profiled": diver.profiled, "rss": diver.rss, "count": diver.count,
     }  # fmt: skip
     try:
-        with OnTime() as on_time:
+        with OnTime():
             for words in lines(diver):
-                on_time.again()  # what counted for long was made ordinary
                 try:
                     answer = orders[words[0]](*words[1:])
                 except PrismError as error:

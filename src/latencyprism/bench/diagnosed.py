@@ -30,7 +30,7 @@ from latencyprism.lab.load import Load
 from latencyprism.lab.profiles import profile
 from latencyprism.records import Verdict, Window
 from latencyprism.sentinel.finish import split
-from latencyprism.sentinel.priority import favoured
+from latencyprism.sentinel.priority import OnTime
 
 LEARN_S, REFERENCE_S, SUSPECT_S, SETTLE_S, RECOVER_S, MOST_RECOVERY_S = 8.0, 16.0, 5.0, 0.3, 1.5, 8.0
 RUNS_A_ROUND = 5
@@ -136,7 +136,7 @@ def _engine(engine: str, say: Callable[[str], None]) -> Iterator[tuple[serve.Ser
         load = profile("mixed").but(clients=_CLIENTS, think_ms=0.0, prefix=64, duration_s=3600.0)
         # Engines that spin on every core would keep this thread waiting, and with it, while it has the
         # interpreter's lock, the one that renews the lease.
-        with Load(server, load), favoured(), Observed(server.pid) as observed:
+        with Load(server, load), OnTime(), Observed(server.pid) as observed:
             observed.pump(LEARN_S)
             yield server, observed
 

@@ -15,7 +15,7 @@ from latencyprism.engines.discovery import discover
 from latencyprism.errors import PrismError
 from latencyprism.host.neighbours import Neighbours
 from latencyprism.records import Window
-from latencyprism.sentinel.priority import OnTime, favour, favoured
+from latencyprism.sentinel.priority import OnTime, on_time
 from latencyprism.sentinel.replica_watch import ReplicaWatch
 from latencyprism.sentinel.targets import Attachment, attach
 
@@ -28,7 +28,7 @@ class Observed:
 
     def __init__(self, pid: int) -> None:
         replica = discover(pid)[0]
-        with favoured():
+        with OnTime():
             attachment = attach(replica)
             self._left = threading.Event()
             self._renewing = threading.Thread(target=self._renew, args=(attachment,), daemon=True)
@@ -43,7 +43,7 @@ class Observed:
 
     def _renew(self, attachment: Attachment) -> None:
         """By a thread: what is done between two calls of ``pump`` may outlast the lease."""
-        favour()
+        on_time()
         while not self._left.wait(_LEASE_S):
             attachment.source.renew()
 

@@ -23,6 +23,7 @@ from latencyprism.recorder.atomic import replace_file
 from latencyprism.recorder.blocks import Block, write_block
 from latencyprism.recorder.judgements import alert_to_dict
 from latencyprism.recorder.reading import FORMAT, Contents, read_contents
+from latencyprism.recorder.squeezed import squeezed
 from latencyprism.records import Alert, Counter, Request, Span, Step, Verdict, Window
 from latencyprism.records.operators import Operators
 
@@ -85,13 +86,15 @@ def _file(capture: Capture) -> Iterator[bytes]:
     yield perfetto.clock_packet(capture.meta.get("clock"))
     for block in _blocks(capture):
         yield write_block(block)
-    yield from perfetto.trace_packets(
-        capture.window,
-        alerts=capture.alerts,
-        verdict=capture.verdict,
-        expected_ms=capture.expected_ms,
-        clock=capture.meta.get("clock"),
-        operators=capture.operators,
+    yield from squeezed(
+        perfetto.trace_packets(
+            capture.window,
+            alerts=capture.alerts,
+            verdict=capture.verdict,
+            expected_ms=capture.expected_ms,
+            clock=capture.meta.get("clock"),
+            operators=capture.operators,
+        )
     )
     yield write_block(Block("end", {}))
 

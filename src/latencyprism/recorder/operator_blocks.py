@@ -1,14 +1,13 @@
 """Operators in a capture: our own table, packed small, and the packets that draw them.
 
 Hundreds of thousands of calls must fit beside a minute of records. The table is columns of differences, each
-laid out byte by byte (all lowest bytes, then the next ones), which deflates to some five bytes a call. The
-drawing is deflated too (``compressed_packets``); on a packet sequence of its own a thread says its track, its
-clock and each name once, then only time since the event before, and which name.
+laid out byte by byte (all lowest bytes, then the next ones), which deflates to some four bytes a call. In the
+drawing a thread has a packet sequence of its own, on which it says its track, its clock and each name once,
+then only time since the event before, and which name.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,7 +29,6 @@ _FIRST_SEQUENCE = 1000
 _MONOTONIC, _INCREMENTAL = 3, 64
 _BEGIN, _END = 1, 2
 _CLEARED, _NEEDED = 1, 2
-_BYTES_PER_PIECE = 1 << 20
 
 
 def operator_blocks(found: list[Operators]) -> Iterator[Block]:
@@ -135,17 +133,8 @@ def drawn(calls: Operators, track: int, number: int) -> Iterator[bytes]:
         return
     sequence = uint_field(10, _FIRST_SEQUENCE + number)
     begun_ns = int(calls.rows["start_ns"][0])
-    pieces = [_opening(calls, track, sequence, begun_ns)]
-    pieces += _events(calls, sequence, begun_ns)
-    size, held = 0, []
-    for piece in pieces:
-        held.append(piece)
-        size += len(piece)
-        if size >= _BYTES_PER_PIECE:
-            yield packet(bytes_field(50, zlib.compress(b"".join(held), 6)))
-            size, held = 0, []
-    if held:
-        yield packet(bytes_field(50, zlib.compress(b"".join(held), 6)))
+    yield _opening(calls, track, sequence, begun_ns)
+    yield from _events(calls, sequence, begun_ns)
 
 
 def _opening(calls: Operators, track: int, sequence: bytes, begun_ns: int) -> bytes:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from latencyprism.agent.operator_build import Build, recognise
 from latencyprism.agent.operator_ring import OperatorRecords, TscClock
 from latencyprism.agent.operators import OperatorProbe
 from latencyprism.attach.inject import Injector
 from latencyprism.errors import PrismError
-from latencyprism.sentinel.priority import PRIORITY
+from latencyprism.sentinel.priority import on_time
 
-COPY_S = 0.02
+COPY_S = 0.1
+"""The ring holds more than two seconds of operators; each turn costs the same whatever it finds."""
+ARMING_SWITCH_S = 0.0002
+"""Arming makes many calls that give the interpreter's lock away, and beside a thread that computes each waits
+as long as this to have it back; the usual 5 ms add up to tenths of a second."""
 READY_S = 5.0
 
 
@@ -71,8 +75,7 @@ class OperatorDive:
     def _run(self) -> None:
         dives = self._dives
         if dives.realtime:
-            with contextlib.suppress(OSError):  # not permitted: ordinary then
-                os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(PRIORITY))
+            on_time()
         dives.wait_ready()
         self.missing += dives.missing
         if not dives.busy.acquire(blocking=False):
@@ -80,7 +83,8 @@ class OperatorDive:
             return
         probes: list[OperatorProbe] = []
         try:
-            self._arm(probes)
+            with _switching_fast():
+                self._arm(probes)
             while probes and time.monotonic_ns() < self._until_ns and not self._stop.wait(COPY_S):
                 for probe in probes:
                     probe.drain()
@@ -123,6 +127,16 @@ class OperatorDive:
                 self.missing.append(f"operators: {process} reached the limit of records before the end")
             if seen.lapsed:
                 self.missing.append(f"operators: those of {process} end early, the lease was not renewed")
+
+
+@contextlib.contextmanager
+def _switching_fast() -> Iterator[None]:
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(ARMING_SWITCH_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual)
 
 
 def _told(error: BaseException) -> str:

@@ -3,24 +3,25 @@
 The watcher sleeps nearly always and works for a fraction of a millisecond a step. Where engines busy-wait, an
 ordinary process can wait for seconds before it gets a core (measured: 3 s on two cores), which would make an
 alert late. With SCHED_RR it runs at once. Should it ever run on without sleeping, the kernel says so after
-``BRAKE_US`` (RLIMIT_RTTIME) and it becomes ordinary again, though favoured among ordinary threads: one that
-is kept from its core while it has the interpreter's lock keeps those threads waiting that must be on time.
+``BRAKE_US`` (RLIMIT_RTTIME) and it has to sleep, the longer the more often it happens. To make it ordinary
+instead would do more than that: for seconds it would neither run nor give the interpreter's lock away, and
+lose the lease of its probes.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import resource
 import signal
-from collections.abc import Iterator
+import time
 from types import FrameType, TracebackType
 from typing import NamedTuple
 
 PRIORITY = 1
 BRAKE_US = 150_000
-MOST_BRAKES = 5
-FAVOURED_NICE = -15
+PAUSE_S, LONGEST_PAUSE_S, CALM_S = 0.02, 2.0, 5.0
+"""What a thread sleeps that ran on: twice as long each time, until it has not done so for ``CALM_S``. Who
+runs wild is left some 7 % of a core at real time; the longest pause is within the lease of the probes."""
 
 
 class Standing(NamedTuple):
@@ -39,26 +40,11 @@ class Standing(NamedTuple):
         os.setpriority(os.PRIO_PROCESS, 0, self.nice)
 
 
-@contextlib.contextmanager
-def favoured() -> Iterator[None]:
-    """This thread before other ordinary ones; what it starts is not. Where it is not permitted, nothing
-    changes."""
-    before = Standing.now()
-    if not favour():
-        yield
-        return
+def on_time() -> bool:
+    """This thread at the lowest real-time priority for good, for one that sleeps nearly always; threads and
+    processes that it starts are ordinary. False where it is not permitted."""
     try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            before.restore()
-
-
-def favour() -> bool:
-    """The same for good. False where it is not permitted."""
-    try:
-        os.setpriority(os.PRIO_PROCESS, 0, FAVOURED_NICE)
-        os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
+        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(PRIORITY))
     except OSError:
         return False
     return True
@@ -78,6 +64,9 @@ class OnTime:
         self._limit: tuple[int, int] | None = None
         self._handler: object = None
         self._before: Standing | None = None
+        self._soft_us = BRAKE_US
+        self._pause_s = PAUSE_S
+        self._braked_at = -CALM_S
 
     def __enter__(self) -> OnTime:
         OnTime._entered += 1
@@ -87,9 +76,9 @@ class OnTime:
         try:
             self._limit = resource.getrlimit(resource.RLIMIT_RTTIME)
             hard = self._limit[1]
-            soft = BRAKE_US if hard == resource.RLIM_INFINITY else min(BRAKE_US, hard // 2)
+            self._soft_us = BRAKE_US if hard == resource.RLIM_INFINITY else min(BRAKE_US, hard // 2)
             self._handler = signal.signal(signal.SIGXCPU, self._brake)
-            resource.setrlimit(resource.RLIMIT_RTTIME, (soft, hard))
+            resource.setrlimit(resource.RLIMIT_RTTIME, (self._soft_us, hard))
             os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(PRIORITY))
             self.active, self._before = True, before
         except (OSError, ValueError):  # not permitted, or not the main thread: ordinary then
@@ -98,15 +87,13 @@ class OnTime:
 
     def _brake(self, _number: int, _frame: FrameType | None) -> None:
         self.braked += 1
-        self.active = False
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-        favour()
-
-    def again(self) -> None:
-        """Back to real time after the brake, a few times; who needs it all the time stays ordinary."""
-        if not self.active and 0 < self.braked <= MOST_BRAKES:
-            os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(PRIORITY))
-            self.active = True
+        now = time.monotonic()
+        calm = now - self._braked_at > CALM_S
+        self._pause_s = PAUSE_S if calm else min(2.0 * self._pause_s, LONGEST_PAUSE_S)
+        if self._limit is not None:  # each time the kernel adds a second to it
+            resource.setrlimit(resource.RLIMIT_RTTIME, (self._soft_us, self._limit[1]))
+        time.sleep(self._pause_s)
+        self._braked_at = time.monotonic()
 
     def _restore(self) -> None:
         if self._handler is not None:

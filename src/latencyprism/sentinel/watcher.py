@@ -61,7 +61,7 @@ class WatchSummary:
     page: int = 0
     lost: int = 0
     braked: int = 0
-    """How often the watch ran for too long at real-time priority and was made ordinary."""
+    """How often the watch ran for too long at real-time priority and had to sleep."""
     captures: list[str] = field(default_factory=list)
     costs: dict[int, dict[str, Any]] = field(default_factory=dict)
     """Of each replica that was watched, by the PID of its loop: see ``Cost.values``."""
@@ -177,7 +177,6 @@ class Watcher:
                 self._look_around(time.monotonic_ns())
             if now >= lease_at:
                 lease_at = now + LEASE_PERIOD_S
-                on_time.again()
                 self._keep_alive()
             if self._gone and now >= search_at:
                 search_at = now + SEARCH_PERIOD_S
