@@ -16,12 +16,14 @@ import pytest
 from latencyprism.attach.process import read_process
 from latencyprism.cli import ack
 from latencyprism.detect import Detector
+from latencyprism.detect.memory import remember
 from latencyprism.engines.discovery import Member, Replica
 from latencyprism.errors import TargetRefused
 from latencyprism.records import Alert, Step, Window
 from latencyprism.sentinel import acknowledge
 from latencyprism.sentinel.claim import Claim
 from latencyprism.sentinel.incident_watch import IncidentWatch
+from latencyprism.sentinel.known import known_of
 from latencyprism.sentinel.memory_watch import MemoryWatch, key_of
 from latencyprism.sentinel.replica_watch import ReplicaWatch
 
@@ -211,3 +213,27 @@ def test_a_lasting_speed_up_is_told_as_the_new_norm() -> None:
     for values in heard.of("rebased"):
         moved *= 1.0 + values["shift"]
     assert moved == pytest.approx(0.6, abs=0.05)
+
+
+def test_check_is_told_what_an_earlier_watch_could_tell(tmp_path: Path) -> None:
+    assert known_of(myself(), tmp_path) is None
+    memory = MemoryWatch(tmp_path)
+    watch = watch_of(taught())
+    memory.attached(watch)
+    memory.detached(watch)
+    known = known_of(myself(), tmp_path)
+    assert known is not None and known["steps"] == 900
+    told = known["detectable"]
+    assert 0.0 < told["evidence"] <= told["page"] < 0.5
+    noisy = watch_of(Detector())
+    for number, step in enumerate(steps(900, 20.0)):
+        late_ns = number * 7919 % 11 * 1_500_000
+        noisy.detector.observe(step._replace(end_ns=step.end_ns + late_ns))
+    restored = tmp_path / key_of(myself())
+    state = remember(noisy.detector)
+    assert state is not None
+    restored.write_text(json.dumps(state))
+    again = known_of(myself(), tmp_path)
+    assert again is not None and again["detectable"]["page"] > told["page"]
+    restored.write_text("{")
+    assert known_of(myself(), tmp_path) is None

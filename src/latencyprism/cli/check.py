@@ -24,6 +24,7 @@ from latencyprism.engines.packs import load_pack
 from latencyprism.engines.unknown import GENERIC, discover_any, no_pack_fits
 from latencyprism.errors import TargetRefused
 from latencyprism.sentinel.claim import holder_of
+from latencyprism.sentinel.known import known_of, state_folder
 
 NAME = "check"
 HELP = "say which engines are here and what can be seen of them"
@@ -96,6 +97,7 @@ def _describe(replica: Replica, kernel: list[dict[str, Any]]) -> dict[str, Any]:
         "warning": None if native else _warning(replica),
         "conditions": conditions,
         **seen_of(replica, all(one["ok"] for one in conditions), kernel),
+        "known": known_of(replica, state_folder()),
         "host": host_of(replica),
     }
 
@@ -133,10 +135,20 @@ def _print(report: dict[str, Any]) -> None:
             print(f"  will be seen: {thing}")
         for thing in engine["not_seen"]:
             print(f"  will not be seen: {thing}")
+        _print_known(engine["known"])
         print_host(engine["host"])
     print("this machine and user:")
     _print_conditions(report["kernel"])
     print_surroundings(report)
+
+
+def _print_known(known: dict[str, Any] | None) -> None:
+    if known is None:
+        print("  nothing was learned of it yet: what slow-down can be told is known after a watch")
+        return
+    told = known["detectable"]
+    from_on = f"is told from {told['evidence']:.1%} on, and pages from {told['page']:.1%}"
+    print(f"  learned from {known['steps']} steps: a slow-down of 50 steps {from_on}")
 
 
 def _print_conditions(conditions: list[dict[str, Any]]) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from latencyprism.errors import BadInput
 from latencyprism.sentinel.attendant import Attendant
 from latencyprism.sentinel.incident_watch import IncidentWatch
+from latencyprism.sentinel.known import state_folder
 from latencyprism.sentinel.memory_watch import MemoryWatch
 
 
@@ -27,8 +27,7 @@ def attendants(args: argparse.Namespace) -> list[Attendant]:
 
 def _folder(asked: Path | None) -> Path:
     if asked is None:
-        base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-        return Path(base) / "latencyprism"
+        return state_folder()
     try:
         asked.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

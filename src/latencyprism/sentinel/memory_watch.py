@@ -66,7 +66,7 @@ class MemoryWatch(Attendant):
             return
         path = self._folder / key_of(watch.replica)
         try:
-            data = _read(path)
+            data = read_state(path)
             if data is None:
                 return
             restore(watch.detector, data)
@@ -125,7 +125,7 @@ class MemoryWatch(Attendant):
         self.say(f"{watch.replica.engine} {pid}: {shift * 100:+.1f} % is normal from now on")
 
 
-def _read(path: Path) -> object:
+def read_state(path: Path) -> object:
     """None if there is no such file. BadInput if it is not one of ours."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
