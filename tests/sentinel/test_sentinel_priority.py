@@ -10,7 +10,7 @@ import pytest
 
 from latencyprism.agent.session import LEASE_S
 from latencyprism.sentinel import priority
-from latencyprism.sentinel.priority import PAUSE_S, OnTime, on_time
+from latencyprism.sentinel.priority import PAUSE_S, OnTime, on_time, start_alike
 
 
 def policy() -> int:
@@ -134,3 +134,28 @@ def test_who_was_at_real_time_before_is_so_afterwards() -> None:
         run_on(block, 1)
         assert block.braked == 1
     assert policy() == os.SCHED_RR and os.sched_getparam(0).sched_priority == 2
+
+
+@pytest.mark.root
+@pytest.mark.usefixtures("ordinary")
+def test_a_thread_may_be_started_as_its_starter_is_scheduled() -> None:
+    found: list[int] = []
+
+    def see() -> None:
+        found.append(policy())
+
+    with OnTime() as block:
+        if not block.active:
+            pytest.skip("real time is not permitted here")
+        before = os.sched_getscheduler(0)
+        one = threading.Thread(target=see)
+        start_alike(one)
+        one.join()
+        assert os.sched_getscheduler(0) == before  # what it starts otherwise is ordinary as ever
+        other = threading.Thread(target=see)
+        other.start()
+        other.join()
+    last = threading.Thread(target=see)
+    start_alike(last)
+    last.join()
+    assert found == [os.SCHED_RR, os.SCHED_OTHER, os.SCHED_OTHER]

@@ -18,6 +18,7 @@ from latencyprism.engines.discovery import Replica
 from latencyprism.errors import BadInput
 from latencyprism.sentinel import acknowledge
 from latencyprism.sentinel.attendant import Attendant, Raised
+from latencyprism.sentinel.priority import start_alike
 from latencyprism.sentinel.replica_watch import ReplicaWatch
 
 SAVE_PERIOD_NS = 60_000_000_000
@@ -90,7 +91,7 @@ class MemoryWatch(Attendant):
             self._saved_ns = now_ns
             kept = [found for watch in self._watches if (found := self._state(watch)) is not None]
             self._writer = threading.Thread(target=_write_all, args=(kept,), name="memory", daemon=True)
-            self._writer.start()
+            start_alike(self._writer)
         return []
 
     def detached(self, watch: ReplicaWatch) -> None:

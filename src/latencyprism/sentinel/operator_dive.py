@@ -13,7 +13,7 @@ from latencyprism.agent.operator_ring import OperatorRecords, TscClock
 from latencyprism.agent.operators import OperatorProbe
 from latencyprism.attach.inject import Injector
 from latencyprism.errors import PrismError
-from latencyprism.sentinel.priority import on_time
+from latencyprism.sentinel.priority import on_time, start_alike
 
 COPY_S = 0.1
 """The ring holds more than two seconds of operators; each turn costs the same whatever it finds."""
@@ -70,7 +70,7 @@ class OperatorDive:
         """By the name of the process, once finished."""
         self.missing: list[str] = []
         self._thread = threading.Thread(target=self._run, name="operators", daemon=True)
-        self._thread.start()
+        start_alike(self._thread)
 
     def _run(self) -> None:
         dives = self._dives

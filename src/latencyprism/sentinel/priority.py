@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import threading
 import time
 from types import FrameType, TracebackType
 from typing import NamedTuple
@@ -48,6 +49,24 @@ def on_time() -> bool:
     except OSError:
         return False
     return True
+
+
+def start_alike(thread: threading.Thread) -> None:
+    """Start ``thread`` scheduled as this one is. ``start`` returns when the new thread has run, and beside
+    engines that spin an ordinary one may not for seconds, which one at real time would wait for."""
+    policy, param = os.sched_getscheduler(0), os.sched_getparam(0)
+    inherited = policy & ~os.SCHED_RESET_ON_FORK
+    try:
+        if policy != inherited:
+            os.sched_setscheduler(0, inherited, param)
+    except OSError:  # not permitted: an ordinary one then
+        thread.start()
+        return
+    try:
+        thread.start()
+    finally:
+        if policy != inherited:
+            os.sched_setscheduler(0, policy, param)
 
 
 class OnTime:

@@ -21,6 +21,7 @@ from latencyprism.bpf.prices import Prices, measure_calls
 from latencyprism.errors import PrismError
 from latencyprism.host.processes import thread_name
 from latencyprism.records import Span
+from latencyprism.sentinel.priority import start_alike
 from latencyprism.xpu.runtime_calls import DEFAULT_KINDS, RuntimeProbe
 from latencyprism.xpu.symbols import Mapped, find_libraries
 
@@ -83,7 +84,7 @@ class RuntimeDive:
         self._dives = dives
         self._stop, self._handed_over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="runtimes", daemon=True)
-        self._thread.start()
+        start_alike(self._thread)
 
     def _run(self) -> None:
         probes: list[RuntimeProbe] = []
