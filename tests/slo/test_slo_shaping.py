@@ -60,6 +60,17 @@ def test_a_long_prompt_gets_chunks_that_fit_the_limit() -> None:
     assert told.prompt_tokens_per_s >= SLOWEST_PROMPTS * told.prompt_tokens_per_s_before
 
 
+def test_no_knob_is_turned_where_that_would_change_nothing() -> None:
+    """Steps too long for what they decode, not for their prompts."""
+
+    class Slow(MadeUp):
+        def step_s(self, decodes: int, prefill: int, reach: float = 0.0) -> float:
+            return 0.040 + 0.000001 * prefill
+
+    shaper = Shaper(LIMIT_S)
+    assert decide(shaper, Slow(), 5000, 5) is None and shaper.estimate is None and shaper.changes == 0
+
+
 def test_where_prompts_would_starve_it_gives_way() -> None:
     """Where small chunks are hopelessly dear, prompts keep their share, though the limit is then missed."""
 

@@ -13,6 +13,8 @@ AIM = 0.8
 LEAST_SHARE, LEAST_CHUNK = 1 / 32, 16
 SLOWEST_PROMPTS = 0.35
 """Prompts keep at least this part of the tokens a second that whole chunks would give them."""
+WORTH = 0.95
+"""A knob is not touched for less: steps must be expected to take at most this part of what they take now."""
 CHANGE, LOWER_NS, RAISE_NS = 0.25, 1_000_000_000, 5_000_000_000
 CALM_NS = 60_000_000_000
 GRAIN = 8
@@ -80,6 +82,8 @@ class Shaper:
         rate_before = full / before_s
         while chunk < full:
             after_s = pace.step_s(decodes, chunk, reach) or before_s
+            if after_s > WORTH * before_s:
+                return None
             if chunk / after_s >= SLOWEST_PROMPTS * rate_before:
                 self.estimate = Estimate(chunk, after_s * 1e3, before_s * 1e3, chunk / after_s, rate_before)
                 return decodes + chunk
