@@ -63,6 +63,18 @@ def test_a_job_writes_the_capture_with_its_verdict_and_leaves_nothing_else(
     assert job.pid is None and job.poll() == job.result
 
 
+def test_the_copy_steps_aside_before_it_packs(tmp_path: Path) -> None:
+    def make() -> Capture:
+        capture = undiagnosed()
+        capture.meta["nice"] = os.getpriority(os.PRIO_PROCESS, 0)
+        return capture
+
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    assert CaptureJob(tmp_path / "a.pftrace", make).wait(30) is not None
+    assert read_capture(tmp_path / "a.pftrace").meta["nice"] == max(before, 10)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
+
+
 def test_polling_alone_brings_it_to_its_end(tmp_path: Path) -> None:
     job = CaptureJob(tmp_path / "a.pftrace", lambda: undiagnosed(2500))
     until = time.monotonic() + 60

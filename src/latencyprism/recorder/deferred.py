@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from latencyprism.errors import PrismError
 from latencyprism.recorder.atomic import temporary_prefix
 from latencyprism.recorder.capture import Capture, write_raw
-from latencyprism.recorder.idle import come_forward
+from latencyprism.recorder.idle import come_forward, step_aside
 
 _MAX_SAID_BYTES = 1 << 20
 
@@ -180,8 +180,10 @@ def _become_writer(
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGXCPU):
             signal.signal(number, signal.SIG_DFL)
-        # A session of its own: Ctrl-C at the watcher is the watcher's to act on.
+        # A session of its own: Ctrl-C at the watcher is the watcher's to act on. And at once a low one: an
+        # engine's steps were longer while this packed.
         os.setsid()
+        step_aside()
         os.dup2(said_fd, 1)
         nothing = os.open(os.devnull, os.O_RDWR)
         os.dup2(nothing, 0)
