@@ -132,6 +132,8 @@ class IncidentCapture:
                 self._missing.append(f"{watch.below.probe.lost} scheduler events were lost")
             self._missing += watch.below.missing
         self._job = CaptureJob(self.path, self._make, finish=FINISH)
+        if self.operators is not None:
+            self.operators.records.clear()  # tens of megabytes, which the copy has
 
     def _make(self) -> Capture:
         """Runs in the forked copy: nothing of it holds up the watch."""
