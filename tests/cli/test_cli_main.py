@@ -90,6 +90,8 @@ def test_a_signal_ends_a_verb_in_order(number: int, code: int, tmp_path: Path) -
     process = subprocess.Popen(
         [sys.executable, "-m", "latencyprism", "replay", str(pipe)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # Where the tests run in the background, SIGINT is ignored, and what they start inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     keeper = os.open(pipe, os.O_WRONLY)  # returns when the verb reads
     try:
