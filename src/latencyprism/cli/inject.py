@@ -11,6 +11,7 @@ import textwrap
 from types import FrameType
 
 from latencyprism import inject
+from latencyprism.cli.options import duration_s
 from latencyprism.errors import BadInput
 from latencyprism.inject.needs import NEEDS
 
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-p", "--pid", type=int, help="the process to disturb")
     parser.add_argument("--strength", type=float, help="how much; what the number means depends on the cause")
     parser.add_argument(
-        "-d", "--duration", type=float, default=10.0, metavar="S", help="seconds (default 10)"
+        "-d", "--duration", type=duration_s, default=10.0, metavar="TIME", help="how long (default 10s)"
     )
     parser.add_argument("--stop-ms", type=float, help="peer.stalled: length of each stop")
     parser.add_argument(

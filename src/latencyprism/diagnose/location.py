@@ -83,15 +83,17 @@ def _span_time(spans: Sequence[Span], steps: Sequence[Step]) -> Mapping[str, flo
     total: dict[str, float] = defaultdict(float)
     if not steps:
         return total
+    places = [
+        span for span in spans
+        if span.track and scheduler_signal(span) is None and span.track[-1] not in _BELOW
+        and "step" not in span.name.split()
+    ]  # fmt: skip
     starts = np.array([step.start_ns for step in steps])
     ends = np.array([step.end_ns for step in steps])
-    for span in spans:
-        if scheduler_signal(span) is not None or not span.track or "step" in span.name.split():
-            continue
-        if span.track[-1] in _BELOW:
-            continue
-        middle = (span.start_ns + span.end_ns) // 2
-        at = int(np.searchsorted(starts, middle, side="right")) - 1
-        if at >= 0 and middle <= ends[at]:
+    middles = np.array([(span.start_ns + span.end_ns) // 2 for span in places], dtype=np.int64)
+    at = np.searchsorted(starts, middles, side="right") - 1
+    inside = (at >= 0) & (middles <= ends[np.maximum(at, 0)])
+    for span, counts in zip(places, inside.tolist()):
+        if counts:
             total[f"{span.track[0]} {span.name}"] += span.end_ns - span.start_ns
     return total

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -28,12 +29,22 @@ _OF_A_THREAD = ("runqueue", "offcpu", "queued_own", "queued_foreign", "wait_lock
 
 def scheduler_signal(span: Span) -> str | None:
     """The signal that a scheduler span speaks for; None for any other span."""
-    name = span.name.lower()
+    kind = _kind(span.name)
+    if kind == "offcpu" and span.details:
+        for _, value in span.details:
+            if isinstance(value, str) and "stopp" in value.lower():
+                return "stopped"
+    return kind
+
+
+@lru_cache(maxsize=4096)
+def _kind(name: str) -> str | None:
+    """By the name alone: there are few, and a window has tens of thousands of spans."""
+    name = name.lower()
     if name.startswith("run-queue"):
         return "runqueue"
     if name.startswith("off-cpu"):
-        said = name + " " + " ".join(str(value).lower() for _, value in span.details)
-        return "stopped" if "stopp" in said else "offcpu"
+        return "stopped" if "stopp" in name else "offcpu"
     return None
 
 
@@ -82,9 +93,11 @@ def preemptors(spans: Sequence[Span], roles: Mapping[int, str]) -> list[Evidence
     """The process that took the CPU away for the longest, as the scheduler's spans name it."""
     taken_ns: dict[tuple[int, str], float] = {}
     for span in spans:
+        if not span.details or scheduler_signal(span) != "runqueue":
+            continue
         details = dict(span.details)
         pid = details.get("preempted_by")
-        if scheduler_signal(span) == "runqueue" and isinstance(pid, int) and pid not in roles:
+        if isinstance(pid, int) and pid not in roles:
             who = (pid, str(details.get("preempted_by_comm", "?")))
             taken_ns[who] = taken_ns.get(who, 0.0) + span.end_ns - span.start_ns
     if not taken_ns:

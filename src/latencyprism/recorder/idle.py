@@ -13,12 +13,13 @@ _IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
 _IOPRIO_WHO_PROCESS, _IOPRIO_CLASS_IDLE = 1, 3
 
 
-def step_aside() -> list[str]:
-    """Lower this process to nice 10: it gets some CPU next to engines that spin on every core. Returns
-    what could not be lowered, in words."""
+def step_aside(nice: int = 10) -> list[str]:
+    """Lower this process to ``nice``: it gets some CPU next to engines that spin on every core. Returns what
+    could not be lowered, in words."""
+    nice = max(nice, os.getpriority(os.PRIO_PROCESS, 0))
     # With autogroups, nice counts only inside a session: the session itself must be lowered too.
     return _refused(
-        ("nice 10", lambda: os.setpriority(os.PRIO_PROCESS, 0, 10)), ("autogroup", _autogroup(10))
+        (f"nice {nice}", lambda: os.setpriority(os.PRIO_PROCESS, 0, nice)), ("autogroup", _autogroup(nice))
     )
 
 

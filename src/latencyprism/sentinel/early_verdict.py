@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from latencyprism.recorder.capture import Capture
+from latencyprism.recorder.idle import step_aside
 from latencyprism.sentinel.finish import finish
 
 FIRST_S, NEXT_S = 1.0, 2.5
@@ -88,7 +89,7 @@ def _look(make: Callable[[], Capture], said_fd: int) -> NoReturn:
             signal.signal(number, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_PROF, _CPU_S)
         os.setsid()
-        os.nice(_NICE)
+        step_aside(_NICE)
         # Probes and locks of the watcher must end with the watcher, not with its copy.
         os.closerange(3, said_fd)
         os.closerange(said_fd + 1, 1 << 16)

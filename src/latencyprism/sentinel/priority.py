@@ -10,6 +10,7 @@ lose the lease of its probes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -49,6 +50,12 @@ def on_time() -> bool:
     except OSError:
         return False
     return True
+
+
+def ordinary() -> None:
+    """This thread as any, for one that was started by ``start_alike`` and has longer work to do."""
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def start_alike(thread: threading.Thread) -> None:

@@ -207,7 +207,7 @@ class ReplicaWatch:
         else:
             self.counts.evidence += 1
         self.onset_ns = next(
-            (start for number, start in self._starts if number == firing.onset_step), step.start_ns
+            (start for number, start in reversed(self._starts) if number <= firing.onset_step), step.start_ns
         )
         return self._alert(step, firing)
 

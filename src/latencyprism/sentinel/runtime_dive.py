@@ -21,7 +21,7 @@ from latencyprism.bpf.prices import Prices, measure_calls
 from latencyprism.errors import PrismError
 from latencyprism.host.processes import thread_name
 from latencyprism.records import Span
-from latencyprism.sentinel.priority import start_alike
+from latencyprism.sentinel.priority import ordinary, start_alike
 from latencyprism.xpu.runtime_calls import DEFAULT_KINDS, RuntimeProbe
 from latencyprism.xpu.symbols import Mapped, find_libraries
 
@@ -87,6 +87,7 @@ class RuntimeDive:
         start_alike(self._thread)
 
     def _run(self) -> None:
+        ordinary()  # to attach takes tenths of a second: none of an engine's core is for that
         probes: list[RuntimeProbe] = []
         try:
             for pid, libraries in self._dives.libraries.items():

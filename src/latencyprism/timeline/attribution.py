@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -270,9 +271,17 @@ def to_spans(intervals: Intervals, names: Mapping[int, str], least_ns: int = 0) 
     # A system call that is there to wait says nothing more than the wait itself.
     waiting = (kinds == Kind.SYSCALL) & np.isin(_kinds_of(intervals["syscall"]), _WAITING)
     drawn = intervals[(kinds <= Kind.SYSCALL) & lasting & ~waiting]
-    return [_span(row, names) for row in drawn[np.lexsort((drawn["start_ns"], drawn["tid"]))]]
+    drawn = drawn[np.lexsort((drawn["start_ns"], drawn["tid"]))]
+    columns = (drawn[name].tolist() for name in _DRAWN)
+    spans = []
+    for tid, start_ns, end_ns, *told, value in zip(*columns):
+        lane, name, details = _words(*told, value if told[0] in _BY_VALUE else 0)
+        spans.append(Span((f"{names.get(tid, '?')} {tid}", lane), name, start_ns, end_ns, None, details))
+    return spans
 
 
+_DRAWN = ("tid", "start_ns", "end_ns", "kind", "syscall", "iowait", "culprit_tgid", "culprit", "value")
+_BY_VALUE = frozenset(int(kind) for kind in STOLEN)
 _WAITING = (Kind.FUTEX, Kind.SLEEP, Kind.POLL, Kind.CHILD)
 
 
@@ -281,37 +290,34 @@ def _kinds_of(numbers: npt.NDArray[np.int16]) -> npt.NDArray[np.uint8]:
     return table[np.clip(numbers, 0, len(table) - 1)]
 
 
-def _span(row: np.void, names: Mapping[int, str]) -> Span:
-    tid, kind = int(row["tid"]), Kind(int(row["kind"]))
-    lane, name = _lane(row, kind)
+@lru_cache(maxsize=8192)
+def _words(
+    number: int, syscall: int, iowait: int, who: int, culprit: bytes, value: int
+) -> tuple[str, str, tuple[tuple[str, str | int | float], ...]]:
+    """Lane, name and details: tens of thousands of waits are few different ones."""
+    kind, said, call = Kind(number), comm(culprit), syscall_name(syscall)
     details: list[tuple[str, str | int | float]] = []
-    call = syscall_name(int(row["syscall"]))
     if call and kind != Kind.SYSCALL:
         details.append(("syscall", call))
-    if row["iowait"]:
+    if iowait:
         details.append(("waits_for", "block device"))
-    who, said = int(row["culprit_tgid"]), comm(row["culprit"])
     if who and kind in (Kind.PREEMPTED, Kind.YIELDED, Kind.THROTTLED):
         details += [("preempted_by", who), ("preempted_by_comm", said)]
     elif who and kind in ASLEEP:
         details += [("woken_by", who), ("woken_by_comm", said)]
-    track = (f"{names.get(tid, '?')} {tid}", lane)
-    return Span(track, name, int(row["start_ns"]), int(row["end_ns"]), None, tuple(details))
-
-
-def _lane(row: np.void, kind: Kind) -> tuple[str, str]:
     if kind in RUNNABLE:
-        who = f"{int(row['culprit_tgid'])} {comm(row['culprit'])}" if row["culprit_tgid"] else "idle"
-        return "sched", f"run-queue (after {who})"
-    if kind == Kind.THROTTLED:
-        return "sched", "run-queue (throttled)"
-    if kind == Kind.SYSCALL:
-        return "syscall", syscall_name(int(row["syscall"]))
-    if kind in STOLEN:
-        return "interrupts", comm(row["culprit"]) or f"{kind.label} {int(row['value'])}"
-    if kind > Kind.OTHER:
-        return "memory", kind.label
-    return "sched", f"off-CPU ({kind.label})"
+        lane, name = "sched", f"run-queue (after {f'{who} {said}' if who else 'idle'})"
+    elif kind == Kind.THROTTLED:
+        lane, name = "sched", "run-queue (throttled)"
+    elif kind == Kind.SYSCALL:
+        lane, name = "syscall", call
+    elif kind in STOLEN:
+        lane, name = "interrupts", said or f"{kind.label} {value}"
+    elif kind > Kind.OTHER:
+        lane, name = "memory", kind.label
+    else:
+        lane, name = "sched", f"off-CPU ({kind.label})"
+    return lane, name, tuple(details)
 
 
 def machine_spans(intervals: Intervals, sockets: Collection[int] = ()) -> list[Span]:
