@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from latencyprism.slo.pace import Pace
 
-AIM = 0.8
+AIM = 0.65
 """A step shall take this part of the TPOT limit: the rest is for those that are slower than expected."""
 LEAST_SHARE, LEAST_CHUNK = 1 / 32, 16
 SLOWEST_PROMPTS = 0.35
