@@ -306,3 +306,14 @@ def test_an_incident_is_not_over_because_we_look_into_it() -> None:
     calm = [s._replace(end_ns=s.start_ns + int((s.end_ns - s.start_ns) / 1.1)) for s in steps[2000:]]
     firings(calm, detector)
     assert not detector.incident_open
+
+
+def test_a_stutter_is_told_in_a_dive_too() -> None:
+    """However often such steps come: 3.2 times as long as expected, of which a seventh might be ours."""
+    steps = list(steady(2200, sd=0.02, rho=0.5, seed=4, stalls=dict.fromkeys(range(500, 1500, 12), 120.0)))
+    detector = Detector()
+    firings(steps[:1600], detector)
+    expected_ms = detector.last.ms if detector.last else 0.0
+    late = steps[1600]._replace(end_ns=steps[1600].start_ns + int(3.2 * expected_ms * 1e6))
+    firing = detector.observe(late, 0.14)
+    assert firing is not None and firing.kind == "stall" and firing.level == "evidence"

@@ -175,9 +175,11 @@ class Detector:
         settings, noise, expected = self.settings, self.noise, found.ms
         evidence, page = settings.evidence, settings.page
         limit = self._for_length(noise.tail.limit(evidence.stall_rarity), expected, work)
-        limit = min(limit, log1p(max(settings.stutter_excess, settings.stutter_ms / expected)))
         if over <= (evidence.stall_floor if evidence.stall_floor > limit else limit):
-            return False, False
+            # How long a stutter is does not depend on what our own probes cost.
+            limit = log1p(max(settings.stutter_excess, settings.stutter_ms / expected))
+            if over + self._excuse <= (evidence.stall_floor if evidence.stall_floor > limit else limit):
+                return False, False
         if not work.prefill:
             self._typical_ms += (expected - self._typical_ms) * 0.01
         limit = self._for_length(noise.far_tail.limit(page.stall_rarity), expected, work)
