@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,17 @@ def test_reader_that_goes_away_is_no_error() -> None:
     assert "Traceback" not in done.stderr
 
 
+def reading(pipe: Path) -> int:
+    """A descriptor for writing into ``pipe``, as soon as somebody reads."""
+    until = time.monotonic() + 30
+    while True:
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_a_verb_in_order(number: int, code: int, tmp_path: Path) -> None:
     """Waiting for a pipe that nobody writes into: the same way out as from an attach that waits."""
@@ -93,7 +105,7 @@ def test_a_signal_ends_a_verb_in_order(number: int, code: int, tmp_path: Path) -
         # Where the tests run in the background, SIGINT is ignored, and what they start inherits that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
-    keeper = os.open(pipe, os.O_WRONLY)  # returns when the verb reads
+    keeper = reading(pipe)
     try:
         process.send_signal(number)
         out, err = process.communicate(timeout=20)
