@@ -29,7 +29,7 @@ LONG_STALL_MS, LONG_STALL_EXCESS = 25.0, 1.0
 STALL_QUIET_NS = 500_000_000
 _NO_OPERATORS = frozenset({"llama.cpp"})
 """Engines without PyTorch."""
-NAP_S, VAGUE_NAP_S, WARY_NAP_S, SHORT_NAP_S = 0.2, 0.1, 0.018, 0.012
+NAP_S, VAGUE_NAP_S, WARY_NAP_S, SHORT_NAP_S = 0.2, 0.1, 0.014, 0.012
 TENSE = 0.4
 """From here on the way to a shift's alert one is wary."""
 HELD_NS = 250_000_000
