@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -76,13 +77,24 @@ def vllm_server() -> Iterator[Server]:
     yield from _serve("vllm")
 
 
+def _autogroup_nice() -> int | None:
+    """Of this session, where the kernel groups by session."""
+    try:
+        return int(Path("/proc/self/autogroup").read_text().split()[-1])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 @pytest.fixture(autouse=True)
 def _priority_as_before() -> Iterator[None]:
     """What runs at the lowest priority in a process of its own is called in this one by some tests: all that
     came after them would be starved."""
     policy, param, nice = os.sched_getscheduler(0), os.sched_getparam(0), os.getpriority(os.PRIO_PROCESS, 0)
+    group = _autogroup_nice()
     yield
     with contextlib.suppress(OSError):
+        if group is not None and _autogroup_nice() != group:
+            Path("/proc/self/autogroup").write_text(str(group))
         if os.sched_getscheduler(0) != policy:
             os.sched_setscheduler(0, policy, param)
         if os.getpriority(os.PRIO_PROCESS, 0) != nice:

@@ -13,12 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from latencyprism.agent import operator_build
 from latencyprism.agent import operator_code as code
 from latencyprism.agent.operator_build import recognise
-from latencyprism.agent.operators import OperatorProbe
+from latencyprism.agent.operators import Addresses, OperatorProbe
 from latencyprism.attach.inject import Injector
 from latencyprism.errors import TargetRefused
 from latencyprism.lab.install import EngineUnavailable, ensure
@@ -266,3 +269,20 @@ def test_a_build_that_is_not_known_is_left_alone(target: Torch, monkeypatch: pyt
         recognise(target.pid)
     with pytest.raises(TargetRefused, match="no libtorch_cpu"):
         recognise(os.getpid())
+
+
+@given(st.lists(st.lists(st.integers(1, 2**47 - 1), max_size=40), max_size=6))
+def test_every_address_is_given_at_least_once(batches: list[list[int]]) -> None:
+    addresses, before = Addresses(), set[int]()
+    for batch in batches:
+        given_now = addresses.new(np.array(batch, dtype=np.int64))
+        assert set(batch) - before <= given_now <= set(batch)
+        before |= set(batch)
+
+
+def test_addresses_that_come_again_are_given_once_and_forgotten_ones_again() -> None:
+    addresses, batch = Addresses(), np.array([0x7F0000001230, 0x7F0000004560] * 5000, dtype=np.int64)
+    assert addresses.new(batch) == {0x7F0000001230, 0x7F0000004560}
+    assert addresses.new(batch) == set()
+    addresses.forget({0x7F0000004560})
+    assert addresses.new(batch) == {0x7F0000004560}

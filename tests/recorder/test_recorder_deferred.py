@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -103,6 +104,23 @@ def test_a_diagnosis_that_fails_does_not_cost_the_capture(
     assert read_capture(tmp_path / "a.pftrace") == undiagnosed()
 
 
+def test_captures_are_written_one_after_the_other_and_verdicts_do_not_wait(
+    tmp_path: Path, finishers: None
+) -> None:
+    turn = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(turn, fcntl.LOCK_EX)
+    jobs = [CaptureJob(tmp_path / f"{n}.pftrace", undiagnosed, "finishers_for_test:diagnose") for n in "ab"]
+    until = time.monotonic() + 30
+    while any(job.verdict is None for job in jobs) and time.monotonic() < until:
+        assert all(job.poll() is None for job in jobs)
+        time.sleep(0.02)
+    time.sleep(0.5)
+    assert all(job.verdict is not None and job.poll() is None for job in jobs)
+    os.close(turn)
+    assert all(job.wait(30) is not None and job.result["bytes"] for job in jobs)  # type: ignore[index]
+    assert only_file(tmp_path) == ["a.pftrace", "b.pftrace"]
+
+
 def test_a_job_closed_half_way_leaves_no_file_and_no_process(tmp_path: Path, finishers: None) -> None:
     waiting = CaptureJob(tmp_path / "a.pftrace", undiagnosed)
     waiting.close()
@@ -162,3 +180,24 @@ def test_what_finishes_must_be_named_rightly() -> None:
             find_finish(name)
     assert find_finish("json:loads") is json.loads
     assert finished(undiagnosed(), lambda capture: None, 5)[1] == "it returned no capture"  # type: ignore[arg-type, return-value]
+
+
+LOWERED = """
+import pathlib
+from latencyprism.recorder.idle import stand_back, step_aside
+group = pathlib.Path("/proc/self/autogroup")
+before = group.read_text()
+step_aside(), stand_back()
+print(before.split()[-1] == group.read_text().split()[-1])
+"""
+
+
+@pytest.mark.parametrize("own_session", [False, True])
+def test_only_a_session_of_its_own_is_lowered(own_session: bool) -> None:
+    if not Path("/proc/self/autogroup").exists():
+        pytest.skip("this kernel does not group by session")
+    done = subprocess.run(
+        [sys.executable, "-c", LOWERED],
+        capture_output=True, text=True, timeout=60, check=True, start_new_session=own_session,
+    )  # fmt: skip
+    assert done.stdout.strip() == str(not own_session)

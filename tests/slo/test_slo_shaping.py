@@ -16,7 +16,7 @@ from latencyprism.bench.guarding import arrivals, turns
 from latencyprism.bench.simulated_engine import SimulatedEngine
 from latencyprism.bench.traces import Arrival
 from latencyprism.detect import Detector
-from latencyprism.records import Request
+from latencyprism.records import Request, Step
 from latencyprism.slo.forecast import Forecaster
 from latencyprism.slo.pace import Pace
 from latencyprism.slo.shaping import CALM_NS, CHANGE, LEAST_CHUNK, RAISE_NS, SLOWEST_PROMPTS, Shaper
@@ -69,6 +69,47 @@ def test_no_knob_is_turned_where_that_would_change_nothing() -> None:
 
     shaper = Shaper(LIMIT_S)
     assert decide(shaper, Slow(), 5000, 5) is None and shaper.estimate is None and shaper.changes == 0
+
+
+def mixed(decodes: int, prefill: int, took_s: float) -> Step:
+    took_ns = int(took_s * S)
+    return Step(
+        "vllm", 0, 0, 1, S, S + took_ns, None, decodes + 1, 1, decodes, prefill, decodes, 0, 0, prefill * 100
+    )
+
+
+def test_chunks_shrink_until_steps_really_are_short_enough() -> None:
+    """An engine whose small chunks take 1.4 times what larger ones promised."""
+
+    class Quick(MadeUp):
+        def step_s(self, decodes: int, prefill: int, reach: float = 0.0) -> float:
+            return (4.0 + 0.1 * decodes + 0.2 * prefill) / 1e3
+
+    shaper, pace = Shaper(LIMIT_S), Quick()
+    first = decide(shaper, pace, 5000, 5)
+    assert first is not None
+    tokens, now_s = first, 5.0
+    for _ in range(200):
+        now_s += 0.05
+        took_s = 1.4 * pace.step_s(8, tokens - 8)
+        shaper.saw(cast(Pace, pace), mixed(8, tokens - 8, took_s))
+        tokens = decide(shaper, pace, 5000, now_s) or tokens
+    assert tokens < first and 1.4 * pace.step_s(8, tokens - 8) <= LIMIT_S
+    assert shaper.changes <= 4
+    told = shaper.estimate
+    assert told is not None and told.step_ms == pytest.approx(1.4e3 * pace.step_s(8, told.chunk), rel=0.1)
+
+
+def test_steps_of_no_limit_or_beyond_it_teach_the_shaper_nothing() -> None:
+    shaper, pace = Shaper(LIMIT_S), MadeUp()
+    for _ in range(50):
+        shaper.saw(cast(Pace, pace), mixed(8, 64, 1.0))
+    assert shaper.late == 0.0
+    tokens = decide(shaper, pace, 5000, 5)
+    assert tokens is not None
+    for step in (mixed(8, tokens, 1.0), mixed(0, 16, 1.0), mixed(8, 0, 1.0)):
+        shaper.saw(cast(Pace, pace), step)
+    assert shaper.late == 0.0
 
 
 def test_where_prompts_would_starve_it_gives_way() -> None:

@@ -28,9 +28,6 @@ from latencyprism.attach.shared_folder import owner_of, shared_folder
 from latencyprism.errors import TargetRefused
 
 LEASE_S = 3.0
-LEARN_ROWS = 4096
-"""Of each copy so many records are looked at at once for names and threads not known yet: some steps, in case
-the target ends. All others are looked at when it is over."""
 LIMIT_RECORDS = 4_000_000
 """128 MiB of them; two a call: 9 s of 200 steps/s with 1,088 operators each."""
 _TID_OFFSET = 0x2D0
@@ -39,6 +36,27 @@ _REFUSED = {
     code.STATE_REFUSED: "the target does not let code be mapped",
     code.STATE_BUSY: "another watcher observes its operators",
 }
+
+
+class Addresses:
+    """Which of many addresses, a few tens of which come again and again, were not there before: one look at a
+    table each, as a watch that must be on time takes ten thousands at once."""
+
+    def __init__(self) -> None:
+        self._table = np.zeros(1 << 16, dtype=np.int64)
+
+    def new(self, found: npt.NDArray[np.int64]) -> set[int]:
+        """Two that share a place in the table may be given again."""
+        places = (found >> 4) & 0xFFFF
+        unknown = self._table[places] != found
+        if not unknown.any():
+            return set()
+        self._table[places[unknown]] = found[unknown]
+        return set(np.unique(found[unknown]).tolist())
+
+    def forget(self, addresses: set[int]) -> None:
+        for address in addresses:
+            self._table[address >> 4 & 0xFFFF] = 0
 
 
 class OperatorProbe:
@@ -53,6 +71,7 @@ class OperatorProbe:
         self.clock = clock or TscClock()
         self.clock.forget()
         self.records = OperatorRecords(self.pid)
+        self._schemas, self._pointers = Addresses(), Addresses()
         self._until_ns = time.monotonic_ns() + int(seconds * 1e9)
         self._lease_ns = int(lease_s * 1e9)
         folder, inside = shared_folder(self.pid)
@@ -94,7 +113,7 @@ class OperatorProbe:
         before = len(self.records.chunks)
         self.ring.copy(self.records)
         for chunk in self.records.chunks[before:]:
-            self._learn(chunk[:LEARN_ROWS])
+            self._learn(chunk)
         self.clock.read()
         if now_ns < self._until_ns:
             if self.state == code.STATE_DISARMED and not self.records.limited:
@@ -102,8 +121,12 @@ class OperatorProbe:
             self._renew()
 
     def _learn(self, rows: npt.NDArray[np.int64]) -> None:
-        self._learn_names(set(np.unique(rows[:, 1]).tolist()))
-        self._learn_threads(set((np.unique(rows[:, 2]) & ~1).tolist()))
+        schemas, pointers = self._schemas.new(rows[:, 1]), self._pointers.new(rows[:, 2] & ~1)
+        self._learn_names(schemas)
+        self._learn_threads(pointers)
+        # What could not be read is asked for again.
+        self._schemas.forget(schemas - self.records.names.keys())
+        self._pointers.forget(pointers - self.records.threads.keys())
 
     def _learn_names(self, schemas: set[int]) -> None:
         for schema in schemas - self.records.names.keys() - {0}:
@@ -126,8 +149,6 @@ class OperatorProbe:
         self._until_ns = 0
         self.ring.set(code.DEADLINE_TSC, 0)
         self.drain()
-        for chunk in self.records.chunks:
-            self._learn(chunk)
         self.ring.close()
         self.records.readings = self.clock.readings
         self.records.error_ns = self.clock.error_ns

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,6 +27,7 @@ from latencyprism.recorder.capture import Capture, write_raw
 from latencyprism.recorder.idle import come_forward, step_aside
 
 _MAX_SAID_BYTES = 1 << 20
+_JOBS: weakref.WeakSet[CaptureJob] = weakref.WeakSet()
 
 
 class CaptureJob:
@@ -51,6 +53,7 @@ class CaptureJob:
         """What the writing process said: path, bytes, steps, seconds, verdict, or ``error``."""
         self.verdict: dict[str, Any] | None = None
         """The verdict of ``finish`` as soon as ``poll`` has heard it, which is before the file is whole."""
+        _JOBS.add(self)
         self._said = b""
         self._read_fd = -1
         self._raw = self.out
@@ -127,9 +130,11 @@ class CaptureJob:
         """``poll`` for up to ``seconds``, at ordinary priority: for a watcher that is about to leave."""
         until = time.monotonic() + seconds
         while self.poll() is None and time.monotonic() < until:
-            # Again and again, because it lowers itself when it comes to writing.
-            if self.pid is not None:
-                come_forward(self.pid)
+            # Again and again, because it lowers itself when it comes to writing; and all, as they write one
+            # after the other.
+            for job in list(_JOBS):
+                if job.pid is not None:
+                    come_forward(job.pid)
             number = self.fileno()
             with selectors.DefaultSelector() as selector:
                 if number is not None:

@@ -67,6 +67,8 @@ def _idle_disk_class() -> None:
 
 def _autogroup(nice: int, pid: str = "self") -> Callable[[], None]:
     def write() -> None:
+        if pid == "self" and os.getsid(0) != os.getpid():
+            return  # a session that is somebody else's, a shell's for instance, stays as it is
         with contextlib.suppress(FileNotFoundError):
             Path(f"/proc/{pid}/autogroup").write_text(str(nice))
 

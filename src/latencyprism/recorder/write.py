@@ -1,8 +1,8 @@
 """``python -m latencyprism.recorder.write RAW OUT``: turn a raw capture into one that Perfetto opens.
 
 Runs apart from the watcher: diagnosis at nice 10, so that a verdict comes soon, everything else when nobody
-else wants the CPU. ``--finish module:function`` names a function that
-gets the Capture and returns it with, for instance, a verdict; if it fails or takes longer than
+else wants the CPU, and one file of a folder after the other. ``--finish module:function`` names a function
+that gets the Capture and returns it with, for instance, a verdict; if it fails or takes longer than
 ``--finish-seconds``, the capture is written without. RAW is removed when OUT is there. Prints a JSON line
 with the event ``verdict`` when there is one, and at the end one with the event ``capture``; exit 0 when OUT
 was written.
@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import importlib
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,23 @@ def finished(capture: Capture, finish: Finish, seconds: float) -> tuple[Capture,
     return result, None
 
 
+@contextlib.contextmanager
+def _in_turn(folder: Path) -> Iterator[None]:
+    """One file of a folder at a time: some that wait for an idle processor are as many more that the kernel
+    has to place, and an engine's own threads then share a core for longer."""
+    fd = -1
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    except OSError:
+        pass  # a file system without locks: then at once
+    try:
+        yield
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
 def convert(raw: str, out: str, finish: str | None, finish_seconds: float) -> dict[str, Any]:
     """Do the work; returns what the JSON line says."""
     began = time.monotonic()
@@ -81,10 +99,11 @@ def convert(raw: str, out: str, finish: str | None, finish_seconds: float) -> di
     verdict = capture.verdict.to_dict() if capture.verdict else None
     if verdict:
         _say({"event": "verdict", "verdict": verdict})
-    refused = stand_back()
-    for process, seen in capture.operator_records:
-        capture.operators += operators_of(seen, process, capture.steps)
-    size = write_capture(out, capture)
+    with _in_turn(Path(out).parent):
+        refused = stand_back()
+        for process, seen in capture.operator_records:
+            capture.operators += operators_of(seen, process, capture.steps)
+        size = write_capture(out, capture)
     Path(raw).unlink(missing_ok=True)
     return {
         "event": "capture",

@@ -130,6 +130,9 @@ class GuardWatch(Attendant):
                 if one is not None:
                     effect.now.request(one)
         if window.steps and guarded.shaper is not None:
+            if guarded.served.forecaster is not None:
+                for step in window.steps:
+                    guarded.shaper.saw(guarded.served.forecaster.pace, step)
             self._shape(guarded, guarded.shaper, time.monotonic_ns())
 
     def tick(self, now_ns: int) -> Sequence[Raised]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, exp, log
 from typing import NamedTuple
 
+from latencyprism.records.step import Step
 from latencyprism.slo.pace import Pace
 
 AIM = 0.65
@@ -18,6 +19,9 @@ WORTH = 0.95
 CHANGE, LOWER_NS, RAISE_NS = 0.25, 1_000_000_000, 5_000_000_000
 CALM_NS = 60_000_000_000
 GRAIN = 8
+LATE_STEPS, LATE_MOST = 20.0, 0.7
+"""Steps within a limit are compared with what was estimated for them: a mean over so many (log), at most so
+far off. Small chunks are seldom seen before the guard makes them, and cost more than large ones promise."""
 
 
 class Estimate(NamedTuple):
@@ -40,8 +44,20 @@ class Shaper:
     tokens: int | None = None
     estimate: Estimate | None = None
     changes: int = 0
+    late: float = 0.0
+    """How much longer (log) steps with chunks of this limit have taken than estimated, lately."""
     _changed_ns: int = 0
     _needed_ns: int = 0
+
+    def saw(self, pace: Pace, step: Step) -> None:
+        """Each step, after ``pace`` has taken it."""
+        prefill, decode = step.prefill_tokens or 0, step.decode_tokens or 0
+        if self.tokens is None or not prefill or not decode or prefill + decode > self.tokens:
+            return
+        found = pace.step_s(decode, prefill, (step.attention_work or 0) / prefill)
+        if found and step.duration_ns > 0:
+            off = log(step.duration_ns / 1e9 / found)
+            self.late += (max(-LATE_MOST, min(off, LATE_MOST)) - self.late) / LATE_STEPS
 
     def decide(self, pace: Pace, prompts: int, reach: float, whole: int, now_ns: int) -> int | None:
         """``prompts``: tokens of prompts that wait or are under way, ``reach``: mean context that they attend
@@ -66,6 +82,14 @@ class Shaper:
         self.tokens, self._changed_ns = tokens, now_ns
         self.changes += 1
 
+    @property
+    def _aim_s(self) -> float:
+        return AIM * self.tpot_limit_s
+
+    @property
+    def _slower(self) -> float:
+        return exp(max(self.late, 0.0))
+
     def _wanted(self, pace: Pace, prompts: int, reach: float, whole: int) -> int | None:
         last = pace.last
         now = (last.decode_tokens or 0) if last is not None else 0
@@ -75,13 +99,13 @@ class Shaper:
             return None
         full = max(min(whole - decodes, prompts), 1)
         before_s = pace.step_s(decodes, full, reach)
-        if before_s is None or before_s <= AIM * self.tpot_limit_s:
+        if before_s is None or before_s <= self._aim_s:
             return None
         least = max(LEAST_CHUNK, int(whole * LEAST_SHARE))
         chunk = self._largest(pace, decodes, least, full, reach)
         rate_before = full / before_s
         while chunk < full:
-            after_s = pace.step_s(decodes, chunk, reach) or before_s
+            after_s = (pace.step_s(decodes, chunk, reach) or before_s) * self._slower
             if after_s > WORTH * before_s:
                 return None
             if chunk / after_s >= SLOWEST_PROMPTS * rate_before:
@@ -98,7 +122,7 @@ class Shaper:
         while high - low > GRAIN:
             middle = (low + high) // 2
             found = pace.step_s(decodes, middle, reach)
-            if found is not None and found <= AIM * self.tpot_limit_s:
+            if found is not None and found <= self._aim_s / self._slower:
                 low = middle
             else:
                 high = middle
