@@ -90,7 +90,7 @@ class PythonSource:
             for member in sorted(probed, key=lambda m: m.role.startswith("engine")):
                 plan = _plan(pack.reader, entry, member, self.request_key)
                 self._sessions[member.pid] = ProbeSession(member.pid, plan, budget_ppm=budget_ppm)
-            self._api = self._attach_api(pack.reader, entry)
+            self._api = self._attach_api(pack.reader, entry, budget_ppm)
         except BaseException:
             self.close()
             raise
@@ -101,12 +101,13 @@ class PythonSource:
             m.pid: [f"{owner}.{method}" for _, owner, method in _deep_of(entry, m)] for m in probed
         }
 
-    def _attach_api(self, reader: str, entry: PackRange) -> ProbeSession | None:
+    def _attach_api(self, reader: str, entry: PackRange, budget_ppm: int) -> ProbeSession | None:
         member = next((m for m in self.replica.members if m.role == "api"), None)
         if member is None or "deliver" not in entry.hooks or "DP" in self.replica.ranks:
             return None  # with data parallelism one API process serves several loops, and cannot tell which
         try:
-            return ProbeSession(member.pid, _plan(reader, entry, member, self.request_key))
+            plan = _plan(reader, entry, member, self.request_key)
+            return ProbeSession(member.pid, plan, budget_ppm=budget_ppm)
         except TargetRefused:
             return None  # another replica's watch is in it, or it is no Python that we can enter
 
