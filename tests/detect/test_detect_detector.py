@@ -254,6 +254,10 @@ def test_a_stall_in_a_long_step_is_told_though_short_ones_have_wild_tails() -> N
     assert not [f for f in told.values() if f.level == "page" and f.step != 2799]
 
 
+def slower(steps: list[Step], shift: float) -> list[Step]:
+    return [s._replace(end_ns=s.end_ns + int((s.end_ns - s.start_ns) * shift)) for s in steps]
+
+
 def in_a_dive(
     shift: float, *, excuse: float = 0.14, seed: int = 4
 ) -> tuple[Detector, list[Firing], list[Firing]]:
@@ -262,7 +266,7 @@ def in_a_dive(
     steps = list(steady(2000, sd=0.02, rho=0.5, seed=seed))
     detector = Detector()
     assert not pages(firings(steps[:1500], detector))
-    slow = [s._replace(end_ns=s.end_ns + int((s.end_ns - s.start_ns) * shift)) for s in steps[1500:1750]]
+    slow = slower(steps[1500:1750], shift)
     during = [firing for step in slow if (firing := detector.observe(step, excuse)) is not None]
     return detector, during, firings(steps[1750:], detector)
 
@@ -274,8 +278,7 @@ def test_what_our_own_deep_probes_cost_is_no_news(shift: float) -> None:
     blind = Detector()
     steps = list(steady(2000, sd=0.02, rho=0.5, seed=4))
     assert not pages(firings(steps[:1500], blind))
-    slow = [s._replace(end_ns=s.end_ns + int((s.end_ns - s.start_ns) * shift)) for s in steps[1500:1750]]
-    assert firings(slow, blind)  # it would have been
+    assert firings(slower(steps[1500:1750], shift), blind)  # it would have been
 
 
 def test_a_clear_shift_is_told_in_a_dive_too() -> None:

@@ -15,7 +15,7 @@ from latencyprism.engines.discovery import discover
 from latencyprism.errors import PrismError
 from latencyprism.host.neighbours import Neighbours
 from latencyprism.records import Window
-from latencyprism.sentinel.priority import OnTime, on_time
+from latencyprism.sentinel.priority import OnTime, on_time, start_alike
 from latencyprism.sentinel.replica_watch import ReplicaWatch
 from latencyprism.sentinel.targets import Attachment, attach
 
@@ -32,7 +32,7 @@ class Observed:
             attachment = attach(replica)
             self._left = threading.Event()
             self._renewing = threading.Thread(target=self._renew, args=(attachment,), daemon=True)
-            self._renewing.start()
+            start_alike(self._renewing)
             self.watch = ReplicaWatch(attachment, horizon_s=HORIZON_S)
         self._neighbours = Neighbours(exclude=[os.getpid(), *replica.pids])
         self._epoll = select.epoll()

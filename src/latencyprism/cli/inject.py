@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 import textwrap
-from types import FrameType
 
 from latencyprism import inject
 from latencyprism.cli.options import duration_s
@@ -96,19 +94,14 @@ def run(args: argparse.Namespace) -> int:
         allow_device_settings=args.allow_device_settings,
     )
 
-    def leave(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
     if injection.cause == "net.delay":
         print(f"clients: http://127.0.0.1:{injection.address()}", file=sys.stderr, flush=True)
-    before = signal.signal(signal.SIGTERM, leave)
     try:
         injection.wait()
     except KeyboardInterrupt:
         print("ended early", file=sys.stderr)
     finally:
         injection.stop()
-        signal.signal(signal.SIGTERM, before)
     _print_outcome(injection, args.json)
     return 0 if injection.effect_check().effective else 1
 

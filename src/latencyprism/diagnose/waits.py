@@ -30,7 +30,7 @@ _OF_A_THREAD = ("runqueue", "offcpu", "queued_own", "queued_foreign", "wait_lock
 def scheduler_signal(span: Span) -> str | None:
     """The signal that a scheduler span speaks for; None for any other span."""
     kind = _kind(span.name)
-    if kind == "offcpu" and span.details:
+    if kind == "offcpu":
         for _, value in span.details:
             if isinstance(value, str) and "stopp" in value.lower():
                 return "stopped"

@@ -1,7 +1,8 @@
 """Writing a capture away from the watcher: a forked copy packs, then becomes the writing process.
 
 The watcher runs at real-time priority beside engines that need every core: whatever takes more than a
-millisecond belongs elsewhere. The copy has ordinary priority and lowers itself further (``recorder.write``).
+millisecond belongs elsewhere. The copy lowers itself before it packs, and further when it writes
+(``recorder.write``).
 """
 
 from __future__ import annotations

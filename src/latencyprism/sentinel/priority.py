@@ -17,29 +17,12 @@ import signal
 import threading
 import time
 from types import FrameType, TracebackType
-from typing import NamedTuple
 
 PRIORITY = 1
 BRAKE_US = 150_000
 PAUSE_S, LONGEST_PAUSE_S, CALM_S = 0.02, 2.0, 5.0
 """What a thread sleeps that ran on: twice as long each time, until it has not done so for ``CALM_S``. Who
 runs wild is left some 7 % of a core at real time; the longest pause is within the lease of the probes."""
-
-
-class Standing(NamedTuple):
-    """How the kernel schedules this thread."""
-
-    policy: int
-    param: os.sched_param
-    nice: int
-
-    @classmethod
-    def now(cls) -> Standing:
-        return cls(os.sched_getscheduler(0), os.sched_getparam(0), os.getpriority(os.PRIO_PROCESS, 0))
-
-    def restore(self) -> None:
-        os.sched_setscheduler(0, self.policy, self.param)
-        os.setpriority(os.PRIO_PROCESS, 0, self.nice)
 
 
 def on_time() -> bool:
@@ -89,7 +72,7 @@ class OnTime:
         self._wanted = wanted
         self._limit: tuple[int, int] | None = None
         self._handler: object = None
-        self._before: Standing | None = None
+        self._before: tuple[int, os.sched_param] | None = None
         self._soft_us = BRAKE_US
         self._pause_s = PAUSE_S
         self._braked_at = -CALM_S
@@ -98,7 +81,7 @@ class OnTime:
         OnTime._entered += 1
         if not self._wanted or OnTime._entered > 1:
             return self
-        before = Standing.now()
+        before = os.sched_getscheduler(0), os.sched_getparam(0)
         try:
             self._limit = resource.getrlimit(resource.RLIMIT_RTTIME)
             hard = self._limit[1]
@@ -134,6 +117,6 @@ class OnTime:
     ) -> None:
         OnTime._entered -= 1
         if self._before is not None:
-            self._before.restore()
+            os.sched_setscheduler(0, *self._before)
             self.active, self._before = False, None
         self._restore()
