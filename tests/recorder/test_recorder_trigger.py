@@ -44,6 +44,13 @@ def test_the_hourly_allowance_holds_and_comes_back() -> None:
     assert when.on_alert(an_alert("later", onset=77), 3700 * S).capture
 
 
+def test_captures_of_incidents_that_follow_each_other_closely_lie_apart() -> None:
+    when = WhenToCapture(quiet_s=1, apart_s=60)
+    decisions = [when.on_alert(an_alert(f"a{i}", onset=i), i * 25 * S) for i in range(6)]
+    assert [d.capture for d in decisions] == [True, False, False, True, False, False]
+    assert "less than 60 s" in decisions[1].reason
+
+
 def test_levels_not_asked_for_are_skipped_until_a_page_comes() -> None:
     when = WhenToCapture(levels=("page",), before_s=20, after_s=5)
     assert not when.on_alert(an_alert("a", level="evidence"), 100 * S).capture

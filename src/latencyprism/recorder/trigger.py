@@ -75,13 +75,14 @@ class WhenToCapture:
 
     Alerts of one replica belong to one incident while less than ``quiet_s`` lies between them, or while
     they name the same onset step. ``before_s`` and ``after_s`` frame the capture; ``levels`` are the
-    alert levels that count.
+    alert levels that count. Captures of two incidents begin at least ``apart_s`` from each other.
     """
 
     before_s: float = 20.0
     after_s: float = 5.0
     quiet_s: float = 60.0
     per_hour: int = 20
+    apart_s: float = 0.0
     levels: tuple[str, ...] = ("evidence", "page")
     skipped: int = 0
     _open: dict[tuple[str, int, str | None], _Open] = field(default_factory=dict)
@@ -143,4 +144,6 @@ class WhenToCapture:
             self._taken_ns.popleft()
         if len(self._taken_ns) >= self.per_hour:
             return f"{self.per_hour} captures were written within the hour"
+        if self._taken_ns and now_ns - self._taken_ns[-1] < self.apart_s * 1e9:
+            return f"the last capture was begun less than {self.apart_s:.0f} s before"
         return ""

@@ -18,6 +18,8 @@ from latencyprism.sentinel.sinks import JsonLines
 
 INCIDENT_QUIET_S = 10.0
 PER_HOUR = {"evidence": 6, "page": 30}
+APART_S = {"evidence": 300.0, "page": 0.0}
+"""A restless machine gives evidence every few seconds: its first minute is not to spend the hour's captures."""
 EVIDENCE_AFTER_STEPS = 500
 LEAST_S = 1.0
 
@@ -38,7 +40,9 @@ class Captures:
         self._deep = deep
         # A page is captured even where evidence of the same trouble was captured before.
         self._triggers = {
-            level: WhenToCapture(levels=(level,), quiet_s=INCIDENT_QUIET_S, per_hour=PER_HOUR[level])
+            level: WhenToCapture(
+                levels=(level,), quiet_s=INCIDENT_QUIET_S, per_hour=PER_HOUR[level], apart_s=APART_S[level]
+            )
             for level in levels
         }
         self._when_asked = {kind: WhenToCapture.for_kind(kind) for kind in ASKED_PER_HOUR}
