@@ -19,7 +19,7 @@ from latencyprism.sentinel.sinks import JsonLines
 INCIDENT_QUIET_S = 10.0
 PER_HOUR = {"evidence": 6, "page": 30}
 APART_S = {"evidence": 300.0, "page": 0.0}
-"""A restless machine gives evidence every few seconds: its first minute is not to spend the hour's captures."""
+"""A restless machine gives evidence every few seconds; that must not spend the hour's captures at once."""
 EVIDENCE_AFTER_STEPS = 500
 LEAST_S = 1.0
 
