@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from latencyprism.bench.alerting import WatchProcess
@@ -12,20 +13,23 @@ from latencyprism.lab import serve
 from latencyprism.lab.load import Load
 from latencyprism.lab.profiles import profile
 
+TOLD = ("kind", "level", "step", "onset_step", "observed_ms", "expected_ms", "where")
 SURGE_EVERY_S, SURGE_S = 120.0, 20.0
 WARM_S = 15.0
 """Load before the watch begins: an engine's first seconds, in which it compiles and fills caches, are not its
 normal run. The watch itself gets no grace."""
 
 
-def run(engine: str, seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
-    """Mixed load for ``seconds``; every two minutes more clients with longer prompts for 20 s on top."""
+def run(engine: str, seconds: float, steps: Path | None, say: Callable[[str], None]) -> dict[str, Any]:
+    """Mixed load for ``seconds``; every two minutes more clients with longer prompts for 20 s on top.
+    ``steps``: a new file for the log of all steps."""
+    logged = () if steps is None else ("--steps", str(steps.absolute()))
     with serve.start(engine) as server:  # type: ignore[arg-type]
         say(f"{engine} serves, started in {server.start_s:.0f} s")
         surges = 0
         with Load(server, profile("mixed").but(duration_s=WARM_S + seconds)):
             time.sleep(WARM_S)
-            watch = WatchProcess(server.pid)
+            watch = WatchProcess(server.pid, *logged)
             begun = time.monotonic()
             meter = Meter(watch)
             while (left := begun + seconds - time.monotonic()) > 0:
@@ -60,7 +64,7 @@ def _told(
         "alerts": [
             {
                 "after_s": round((time_ns - first_ns) / 1e9, 1),
-                **{k: alert[k] for k in ("kind", "level", "step", "observed_ms", "expected_ms", "where")},
+                **{name: alert[name] for name in TOLD},
             }
             for time_ns, alert in alerts
         ],

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from latencyprism.cli import (
@@ -51,7 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     requests.add_argument("--requests", type=int, default=500, help="how many (default 500)")
     alert = _engine_bench(what, "alert", "delay from an anomalous step to the alert")
     alert.add_argument("--stops", type=int, default=30, help="stops of 50 ms (default 30)")
-    _engine_bench(what, "quiet", "false alarms in a normal run with surges", seconds=600.0)
+    quiet = _engine_bench(what, "quiet", "false alarms in a normal run with surges", seconds=600.0)
+    quiet.add_argument(
+        "--steps", type=Path, metavar="FILE", help="log every step as CSV into a new FILE, for replay"
+    )
     for module in (bench_attach, bench_anchor, bench_detect, bench_diagnose, bench_forecast, bench_guard):
         single = what.add_parser(module.NAME.removeprefix("bench "), help=module.HELP)
         module.add_arguments(single)
@@ -124,7 +128,7 @@ def _on_engine(args: argparse.Namespace) -> int:
     else:
         from latencyprism.bench import quiet
 
-        result = quiet.run(args.engine, args.duration, say)
+        result = quiet.run(args.engine, args.duration, args.steps, say)
     return print_figures(result, args.json, 28, _plain)
 
 
