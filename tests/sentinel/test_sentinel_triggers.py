@@ -45,8 +45,11 @@ def watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ReplicaWa
 class Stub:
     """In place of a capture under way."""
 
-    def __init__(self, watch: ReplicaWatch, alert: Any, path: Path, *, deep: bool, meta: Any) -> None:
+    def __init__(
+        self, watch: ReplicaWatch, alert: Any, path: Path, *, deep: bool, meta: Any, kernels: bool
+    ) -> None:
         self.watch, self.alert, self.path, self.meta, self.open = watch, alert, path, meta, True
+        self.kernels = kernels
 
 
 @pytest.fixture()
@@ -94,6 +97,23 @@ def test_what_is_asked_for_is_begun_and_told_with_its_reason(
     first, second = events(out)
     assert first["event"] == "asked" and first["capture"] == str(path) and first["refused"] is None
     assert "under way" in second["refused"] and second["capture"] is None
+
+
+def test_kernels_are_for_pages_and_for_who_asks(
+    watch: ReplicaWatch, captures: tuple[Captures, io.StringIO]
+) -> None:
+    made, _ = captures
+    assert watch.last_step is not None
+    watch.counts.steps = 1000
+    evidence, page = alert_of(watch.last_step, "e0"), alert_of(watch.last_step, "p0")
+    evidence.level = "evidence"
+    for alert in (evidence, page):
+        assert made.choose(watch, alert, 0)
+        made.begin(watch, alert)
+    assert [capture.kernels for capture in made.under_way] == [False, True]
+    made.under_way.clear()
+    assert made.begin_for(watch, Asked("signal", "SIGUSR1")) is not None
+    assert made.under_way[0].kernels
 
 
 def test_an_alert_that_comes_from_outside_again_and_again_is_one_incident(

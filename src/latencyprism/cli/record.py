@@ -39,6 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="no recording: write what a killed watcher had recorded (of PID, or the newest)",
     )  # fmt: skip
     parser.add_argument("--no-deep", action="store_true", help="step records and host counters alone")
+    parser.add_argument(
+        "--kernels", action="store_true",
+        help="also kernels of a device, for a few steps, by PyTorch's profiler: may hold the engine up",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="one JSON object")
 
 
@@ -47,12 +51,16 @@ def run(args: argparse.Namespace) -> int:
         return _recover(args)
     if args.pid is None:
         raise BadInput("nothing to record", "no process was named", "name one with -p, or --recover")
+    if args.kernels and args.no_deep:
+        raise BadInput("--kernels does not go with --no-deep", remedy="leave out one or the other")
     path: Path = args.output or Path(f"{args.pid}.pftrace")
     _check_new(path)
     if args.duration > 120:
         raise BadInput("that is too long", "a recording is kept in memory; 120s at most")
     replica = discover_any(args.pid)[0]
     watch = ReplicaWatch(attach(replica, say), horizon_s=args.duration + 30)
+    if args.kernels:
+        watch.record_kernels()
     try:
         result = _record(watch, path, args.duration, deep=not args.no_deep)
         lost = watch.attachment.source.lost
@@ -119,7 +127,7 @@ def _record(watch: ReplicaWatch, path: Path, seconds: float, *, deep: bool) -> d
     """Watches for ``seconds``; then nothing more is read while the file is written."""
     if deep and watch.operators is not None:
         watch.operators.wait_ready()
-    capture = IncidentCapture(watch, None, path, after_s=seconds, deep=deep)
+    capture = IncidentCapture(watch, None, path, after_s=seconds, deep=deep, kernels=True)
     end = time.monotonic() + seconds
     next_slow = 0.0
     while time.monotonic() < end:

@@ -63,6 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what probes may cost, of the step time, before they read less (default: 0.3, with --slo 1)",
     )  # fmt: skip
     parser.add_argument("--no-deep", action="store_true", help="no deeper probes after an alert")
+    parser.add_argument(
+        "--kernels", action="store_true",
+        help="captures of pages, and those asked for, also have kernels of a device, for a few steps, by "
+        "PyTorch's profiler, at most every 5 minutes: may hold the engine up",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="JSON lines alone; standard error is for errors")
     parser.add_argument(
         "--fail-on-alert", action="store_true", help="exit 4 if a page-level alert was raised"
@@ -72,6 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.kernels and (args.no_deep or args.no_capture):
+        other = "--no-deep" if args.no_deep else "--no-capture"
+        raise BadInput(f"--kernels does not go with {other}", remedy="leave out one or the other")
     out = JsonLines(sys.stdout)
     captures = None if args.no_capture else _folder(args.output or Path("captures"))
     webhook = Webhook(args.webhook) if args.webhook else None
@@ -87,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
         captures=captures,
         steps=steps,
         deep=not args.no_deep,
+        kernels=args.kernels,
         realtime=not args.no_realtime,
         budget_ppm=args.budget,
     )

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any
 
-from latencyprism.faces import request_words, wording
+from latencyprism.faces import kernel_words, request_words, wording
 from latencyprism.faces.contrast import Contrast, contrast
 from latencyprism.faces.wording import clean, ms, number, part_of
 from latencyprism.recorder import Capture
 from latencyprism.recorder.drawing import step_gaps
 from latencyprism.records import STEP_COLUMNS, Alert, Ranked, Step, Verdict
+from latencyprism.records.device_spans import from_a_window
 from latencyprism.timeline.breakdown import Breakdown, SpanIndex, break_down
 
 _SPANS_SHOWN = 40
@@ -53,6 +54,7 @@ def tell(capture: Capture, path: str, count: int, whole: bool = False) -> Iterat
         if found is not None:
             yield from ("", *_contrast(found))
     yield from ("", *tell_verdict(capture.verdict))
+    yield from kernel_words.tell(capture)
     if count and capture.steps:
         yield from ("", *_slowest(capture, count))
     if count and capture.requests:
@@ -169,6 +171,8 @@ def tell_step(capture: Capture, number_of_step: int) -> Iterator[str]:
             yield f"  {name:<18} {shown}{_in_ms(name, value)}"
         yield from _parts_of(capture, step)
         inside = [s for s in capture.spans if s.start_ns < step.end_ns and s.end_ns > step.start_ns]
+        yield from kernel_words.of_step(inside)
+        inside = [span for span in inside if not from_a_window(span)]
         for span in sorted(inside, key=lambda s: s.start_ns)[:_SPANS_SHOWN]:
             at = (span.start_ns - step.start_ns) / 1e6
             lane = " / ".join(clean(part, 60) for part in span.track)

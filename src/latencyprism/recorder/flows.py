@@ -6,24 +6,29 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Iterable
 
+from latencyprism.recorder.launch_flows import launches
 from latencyprism.records import Request, Step, Window
+from latencyprism.records.device_spans import from_a_window
 
 WORKER_CALLS = ("execute_model", "sample_tokens", "ubatch")
 """Spans that a worker is in for the step in whose time they begin."""
 
 
 class Flows:
-    """``of_step``: (flows that go through it, flows that end in it); ``of_span``, by its place: those that
-    end in it."""
+    """``of_step``: (flows that go through it, flows that end in it); ``of_span``, by its place, and
+    ``from_span``: those that end in it, and that begin there."""
 
     def __init__(self, window: Window) -> None:
         self._through: dict[tuple[str, int, int], list[int]] = {}
         self._last: dict[tuple[str, int, int], list[int]] = {}
         self._spans: dict[int, int] = {}
+        self._begun: dict[int, int] = {}
         held = {(step.engine, step.replica, step.step) for step in window.steps}
         for request in window.requests:
             self._follow(request, held)
         self._launches(window)
+        for call, row, pair in launches(window.spans):
+            self._begun[call] = self._spans[row] = _number(*pair)
 
     def _follow(self, request: Request, held: set[tuple[str, int, int]]) -> None:
         if request.arrival_ns is None:
@@ -42,7 +47,7 @@ class Flows:
         starts = [step.start_ns for step in steps]
         seen = set()
         for place, span in enumerate(window.spans):
-            if not span.name.startswith(WORKER_CALLS):
+            if not span.name.startswith(WORKER_CALLS) or from_a_window(span):
                 continue
             at = bisect_right(starts, span.start_ns) - 1
             step = steps[at] if at >= 0 and span.start_ns < steps[at].end_ns else None
@@ -60,6 +65,10 @@ class Flows:
 
     def of_span(self, place: int) -> tuple[int, ...]:
         flow = self._spans.get(place)
+        return () if flow is None else (flow,)
+
+    def from_span(self, place: int) -> tuple[int, ...]:
+        flow = self._begun.get(place)
         return () if flow is None else (flow,)
 
 

@@ -60,6 +60,8 @@ class Step(NamedTuple):
     gc_ns: int | None = None
     major_faults: int | None = None
     xpu_busy_ns: int | None = None
+    """Time of the step in which a kernel ran on the busiest device; known in the few steps of a window of
+    kernels alone. A kernel that waits for other ranks runs, too; copies do not count."""
     collective_ns: int | None = None
 
     @property

@@ -101,7 +101,10 @@ class Captures:
     def _begin(self, watch: ReplicaWatch, alert: Alert | None, path: Path, meta: dict[str, object]) -> bool:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.under_way.append(IncidentCapture(watch, alert, path, deep=self._deep, meta=meta))
+            kernels = alert is None or alert.level == "page"
+            self.under_way.append(
+                IncidentCapture(watch, alert, path, deep=self._deep, meta=meta, kernels=kernels)
+            )
         except (PrismError, OSError) as error:
             self._say(f"no capture: {error}")
             return False

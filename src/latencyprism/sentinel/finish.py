@@ -5,6 +5,7 @@ from __future__ import annotations
 from latencyprism.diagnose import localise
 from latencyprism.recorder.capture import Capture
 from latencyprism.records import Request, Window
+from latencyprism.records.device_spans import from_a_window
 
 
 def finish(capture: Capture) -> Capture:
@@ -12,13 +13,40 @@ def finish(capture: Capture) -> Capture:
     onset_ns = capture.meta.get("onset_ns")
     if not isinstance(onset_ns, int):
         return capture
-    reference, suspect = split(capture.window, onset_ns)
+    reference, suspect = split(undisturbed(capture), onset_ns)
     roles = {int(pid): str(role) for pid, role in dict(capture.meta.get("roles", {})).items()}
     missing = [str(text) for text in capture.meta.get("not_available", [])]
     capture.verdict = localise(reference, suspect, roles=roles, not_available=missing)
     for alert in capture.alerts:
         alert.verdict = capture.verdict.to_dict()
     return capture
+
+
+def undisturbed(capture: Capture) -> Window:
+    """Without kernels, which were seen in one short window and so have nothing to be compared with, and
+    without the steps beside the profiler that recorded them: what they lost is nobody's but ours."""
+    seen = capture.window
+    stretches = _profiled(capture.meta.get("kernels"))
+    if not stretches:
+        return seen
+    steps = [
+        step
+        for step in seen.steps
+        if not any(step.start_ns < end_ns and step.end_ns > begin_ns for begin_ns, end_ns in stretches)
+    ]
+    spans = [span for span in seen.spans if not from_a_window(span)]
+    return Window(steps, spans, seen.counters, seen.requests)
+
+
+def _profiled(told: object) -> list[tuple[int, int]]:
+    """From the first to the last moment of each window that ``meta`` tells of."""
+    found = []
+    for window in told if isinstance(told, list) else []:
+        moments = window.get("moments") if isinstance(window, dict) else None
+        times = [at for at in moments.values() if isinstance(at, int)] if isinstance(moments, dict) else []
+        if times:
+            found.append((min(times), max(times)))
+    return found
 
 
 def _arrived(request: Request) -> int:

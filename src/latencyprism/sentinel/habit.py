@@ -9,6 +9,7 @@ are read a few at a time, sooner while one is wary.
 from __future__ import annotations
 
 from collections import deque
+from statistics import median
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +54,14 @@ class Habit:
     @property
     def vague(self) -> bool:
         return self._ragged or self._known is None
+
+    @property
+    def step_ns(self) -> int | None:
+        """How long a step usually takes, with the gap before it: the median of the last ones; None: none
+        was seen. May be asked by another thread."""
+        rows = self._rows.copy()
+        lengths = [row[0] + max(row[3], 0) for row in rows]
+        return int(median(lengths)) if lengths else None
 
     def alerted(self, step: Step) -> None:
         """An alert was raised about a step: it should have been a long one."""

@@ -10,10 +10,12 @@ from latencyprism.recorder.capture import Capture
 from latencyprism.recorder.deferred import CaptureJob
 from latencyprism.records import Alert
 from latencyprism.sentinel.early_verdict import FIRST_S, NEXT_S, EarlyVerdict
+from latencyprism.sentinel.kernel_dive import KernelDive, Told
 from latencyprism.sentinel.operator_dive import OperatorDive
 from latencyprism.sentinel.provenance import describe_watch
 from latencyprism.sentinel.replica_watch import ReplicaWatch
 from latencyprism.timeline.clocks import Timeline, read_machine_clocks
+from latencyprism.timeline.device_time import with_busy
 
 BEFORE_S, AFTER_S = 30.0, 5.0
 DRAIN_PERIOD_NS = 250_000_000
@@ -25,11 +27,13 @@ LEAVE_S = 20.0
 
 
 class IncidentCapture:
-    """One capture under way. ``step`` moves it on; ``result`` is set when the file is written or given up."""
+    """One capture under way. ``step`` moves it on; ``result`` is set when the file is written or given up.
+    ``kernels``: those of devices, too, where the watch records any and looks deep."""
 
     def __init__(
         self, watch: ReplicaWatch, alert: Alert | None, path: Path, *,
         after_s: float = AFTER_S, deep: bool = True, meta: dict[str, Any] | None = None,
+        kernels: bool = False,
     ) -> None:  # fmt: skip
         self.watch = watch
         self.alert = alert
@@ -49,12 +53,15 @@ class IncidentCapture:
         self._job: CaptureJob | None = None
         self._deep = False
         self.operators: OperatorDive | None = None
+        self.kernels: KernelDive | None = None
         self._drain_at_ns = 0
         self._looks_deep = deep
         self._clocks = Timeline("monotonic")
         read_machine_clocks(self._clocks)
         if deep:
             self._arm(after_s)
+            if kernels and watch.kernels is not None:
+                self.kernels = watch.kernels.begin(self.until_ns)
         self.armed_ns = time.monotonic_ns()
 
     def _arm(self, seconds: float) -> None:
@@ -123,6 +130,9 @@ class IncidentCapture:
         if self.operators is not None:
             self.operators.finish()
             self._missing += self.operators.missing
+        if self.kernels is not None:
+            self.kernels.finish()
+            self._missing += self.kernels.missing
         if watch.below is not None:
             if self._deep:
                 watch.below.go_back()
@@ -144,10 +154,12 @@ class IncidentCapture:
         deep_ns = self.begun_ns if self._looks_deep else self.until_ns
         below = watch.below.spans(since_ns, self.until_ns, deep_ns) if watch.below is not None else []
         expected = dict(watch.expected)
+        kernels = self.kernels.told() if self.kernels is not None else Told()
+        self._missing += kernels.missing
         return Capture(
-            meta=self._describe(),
-            steps=seen.steps,
-            spans=[*seen.spans, *below],
+            meta={**self._describe(), "kernels": kernels.meta or None},
+            steps=with_busy(seen.steps, kernels.windows),
+            spans=[*seen.spans, *below, *kernels.spans],
             counters=seen.counters,
             requests=seen.requests,
             operator_records=self.operators.records if self.operators is not None else [],

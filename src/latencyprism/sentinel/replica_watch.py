@@ -18,6 +18,7 @@ from latencyprism.sentinel.below_watch import BelowWatch
 from latencyprism.sentinel.cost import Cost
 from latencyprism.sentinel.flight_tape import FlightTape
 from latencyprism.sentinel.habit import NEVER, Habit
+from latencyprism.sentinel.kernel_dive import KernelDives
 from latencyprism.sentinel.operator_dive import OperatorDives
 from latencyprism.sentinel.targets import Attachment
 from latencyprism.sentinel.where import PhaseShares, phase_names
@@ -38,6 +39,8 @@ HELD_NS = 250_000_000
 
 OPERATORS_EXCUSE, DEEP_EXCUSE = 0.14, 0.03
 """How late (log) steps may be for our own deep probes, with operators and without: `bench deepdive`."""
+KERNELS_EXCUSE = 50.0
+"""Beside a profiler that is started and stopped nothing is told of how long steps take."""
 
 
 @dataclass
@@ -53,6 +56,8 @@ class Counts:
 class ReplicaWatch:
     """``look`` and ``hand_on`` are called whenever there may be something new, and every ``nap_s`` at least;
     ``poll`` is both. ``prompt``: with short naps only, and what was seen is handed on at once."""
+
+    kernels: KernelDives | None = None
 
     def __init__(self, attachment: Attachment, *, horizon_s: float = 60.0, realtime: bool = True) -> None:
         self.attachment = attachment
@@ -174,7 +179,13 @@ class ReplicaWatch:
         make would be ours."""
         self._dives.append((begin_ns, end_ns))
 
+    def record_kernels(self) -> None:
+        """From now on captures may hold kernels of devices."""
+        self.kernels = KernelDives(self.roles, lambda: self._habit.step_ns)
+
     def _excuse(self, step: Step) -> float:
+        if self.kernels is not None and self.kernels.touch(step.start_ns, step.end_ns):
+            return KERNELS_EXCUSE
         while self._dives and self._dives[0][1] <= step.start_ns:
             self._dives.popleft()
         if not self._dives or step.end_ns <= self._dives[0][0]:
@@ -187,7 +198,8 @@ class ReplicaWatch:
         self.counts.steps += 1
         self._starts.append((step.step, step.start_ns))
         self._habit.take(step)
-        firing = self.detector.observe(step, self._excuse(step) if self._dives else 0.0)
+        excused = bool(self._dives) or self.kernels is not None
+        firing = self.detector.observe(step, self._excuse(step) if excused else 0.0)
         expected = self.detector.last
         if expected is not None:
             self.expected.append((step.step, expected.ms))

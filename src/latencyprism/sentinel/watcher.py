@@ -48,6 +48,8 @@ class WatchOptions:
     steps: StepLog | None = None
     capture_levels: tuple[str, ...] = LEVELS
     deep: bool = True
+    kernels: bool = False
+    """Captures of pages, and those asked for, may hold kernels of devices."""
     reattach: bool = True
     realtime: bool = True
     budget_ppm: int | None = None
@@ -320,6 +322,8 @@ class Watcher:
         with OnTime(realtime):  # its first steps are there already
             watch = ReplicaWatch(attachment, realtime=realtime)
         watch.prompt = self._attendants.prompt
+        if self.options.kernels:
+            watch.record_kernels()
         self.watches.append(watch)
         fd = watch.attachment.source.fileno()
         if fd is not None:

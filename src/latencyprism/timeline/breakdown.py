@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from latencyprism.records import Span, Step
+from latencyprism.records.device_spans import from_a_window
 
 SCHEDULE, INPUT, LAUNCH, BEHIND = "schedule", "input", "launch", "behind_previous"
 EXECUTE, HANDOVER, SAMPLE, COPY = "execute", "handover", "sample", "copy"
@@ -140,7 +141,7 @@ class SpanIndex:
                 executes[span.track[0]].append(span)
             elif span.name == "sample_tokens" and len(span.track) == 1:
                 samples[span.track[0]].append(span)
-            elif _part_of(span) is not None:
+            elif _part_of(span) is not None and not from_a_window(span):
                 found.calls.append(span)
         found.calls.sort(key=lambda span: span.start_ns)
         found.starts = [span.start_ns for span in found.calls]

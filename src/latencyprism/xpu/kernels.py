@@ -11,8 +11,10 @@ import json
 import os
 import secrets
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -24,10 +26,14 @@ LONGEST_WINDOW_S = 1.0
 MOST_EVENTS = 50_000
 _MOST_BYTES = 64 << 20
 _LOOK_S = 0.02
+_MOST = 1 << 62
+"""Numbers beyond it are none of a profiler."""
 
 
 class KernelEvent(NamedTuple):
-    """``device_kind``: CUDA, CPU, …; ``lane``: stream; times CLOCK_MONOTONIC ns."""
+    """``device_kind``: CUDA, CPU, …; ``lane``: stream; times CLOCK_MONOTONIC ns. Of a call into the runtime
+    ``device_kind`` is CPU, ``device`` the process and ``lane`` the thread; it and what it launched have one
+    ``correlation`` (0: none)."""
 
     name: str
     device_kind: str
@@ -38,29 +44,44 @@ class KernelEvent(NamedTuple):
     correlation: int
 
 
-@dataclass(slots=True)
+@dataclass
 class KernelCapture:
     """``moments``: CLOCK_MONOTONIC ns at which the target was preparing, starting, started, stopping,
-    stopped, read, done. ``left_out``: events beyond the limit."""
+    stopped, read, done. ``left_out``: events beyond the limit. ``lines``: JSON of the events as it came;
+    ``offset_ns``: realtime - monotonic in the target."""
 
+    pid: int
     framework: str
-    events: list[KernelEvent]
     moments: dict[str, int]
     left_out: int
     attach: InjectReport
+    lines: list[bytes]
+    offset_ns: int
+
+    @cached_property
+    def events(self) -> list[KernelEvent]:
+        """In order of their starts. Read when they are asked for: tens of milliseconds, which a watch leaves
+        to the copy of it that writes. TargetRefused if what was told is not of the expected form."""
+        try:
+            rows = [row for line in self.lines for row in json.loads(line)]
+            found = [_event(row, self.offset_ns) for row in rows]
+        except (TypeError, ValueError, OverflowError):
+            raise _malformed(self.pid) from None
+        return sorted(found, key=lambda event: event.start_ns)
 
 
 @dataclass(slots=True)
 class _Told:
     states: dict[str, dict[str, Any]] = field(default_factory=dict)
-    rows: list[list[Any]] = field(default_factory=list)
+    rows: list[bytes] = field(default_factory=list)
 
     def take(self, line: bytes) -> None:
+        if line.startswith(b"["):
+            self.rows.append(line)
+            return
         value = json.loads(line)
         if isinstance(value, dict):
             self.states[str(value.get("state"))] = value
-        elif isinstance(value, list):
-            self.rows += value
 
     @property
     def over(self) -> bool:
@@ -68,12 +89,14 @@ class _Told:
 
 
 def capture_kernels(
-    pid: int, window_s: float, *, most_events: int = MOST_EVENTS, timeout_s: float = 30.0
-) -> KernelCapture:
+    pid: int, window_s: float, *, most_events: int = MOST_EVENTS, timeout_s: float = 30.0,
+    wanted: Callable[[], bool] = lambda: True,
+) -> KernelCapture:  # fmt: skip
     """Record ``window_s`` (at most ``LONGEST_WINDOW_S``) of the process's kernels and wait for the result.
 
-    TargetRefused: no PyTorch or no accelerator there, a profiler at work already, no answer in ``timeout_s``.
-    Whatever happens, the target stops recording when its window is over.
+    TargetRefused: no PyTorch or no accelerator there, a profiler at work already, no answer in ``timeout_s``,
+    or none while ``wanted`` said that somebody waits for it. Whatever happens, the target stops recording
+    when its window is over.
     """
     if not 0 < window_s <= LONGEST_WINDOW_S:
         raise ValueError(f"a window lasts up to {LONGEST_WINDOW_S} s")
@@ -92,7 +115,7 @@ def capture_kernels(
         report = injector.run(
             bootstrap(f"/dev/shm/{name}.py"), lambda: os.fstat(answer).st_size > 0, timeout_s=5.0
         )
-        told = _listen(injector, answer, time.monotonic() + timeout_s)
+        told = _listen(injector, answer, time.monotonic() + timeout_s, wanted)
     return _result(pid, told, report)
 
 
@@ -144,7 +167,7 @@ class _Folder:
             os.close(descriptor)
 
 
-def _listen(injector: Injector, answer: int, deadline: float) -> _Told:
+def _listen(injector: Injector, answer: int, deadline: float, wanted: Callable[[], bool]) -> _Told:
     """What the target tells until it is done; bounded in time and size."""
     told, rest, at = _Told(), b"", 0
     while not told.over:
@@ -160,8 +183,10 @@ def _listen(injector: Injector, answer: int, deadline: float) -> _Told:
             continue
         if not injector.identity.alive():
             raise _refused(injector.pid, "it ended")
+        last = next(reversed(told.states), "nothing")
+        if not wanted():
+            raise _refused(injector.pid, f"its profiler was not waited for to the end (last: {last})")
         if time.monotonic() > deadline or at > _MOST_BYTES:
-            last = next(reversed(told.states), "nothing")
             raise _refused(injector.pid, f"its profiler did not come to an end in time (last: {last})")
         time.sleep(_LOOK_S)
     return told
@@ -171,27 +196,33 @@ def _refused(pid: int, why: str) -> TargetRefused:
     return TargetRefused(f"cannot capture kernels of {pid}", why)
 
 
+def _malformed(pid: int) -> TargetRefused:
+    return _refused(pid, "what it told is not of the expected form")
+
+
 def _result(pid: int, told: _Told, report: InjectReport) -> KernelCapture:
     if "failed" in told.states:
         raise _refused(pid, str(told.states["failed"].get("why"))[:200])
     try:
         done, first = told.states["done"], told.states["preparing"]
-        offset = int(done["realtime_ns"]) - int(done["monotonic_ns"])
         return KernelCapture(
-            framework=f"torch {first['torch']}",
-            events=sorted((_event(row, offset) for row in told.rows), key=lambda event: event.start_ns),
+            pid=pid,
+            framework=f"torch {first['torch']}"[:100],
             moments={name: int(state["monotonic_ns"]) for name, state in told.states.items()},
             left_out=int(done["left_out"]),
             attach=report,
+            lines=told.rows,
+            offset_ns=int(done["realtime_ns"]) - int(done["monotonic_ns"]),
         )
-    except (KeyError, TypeError, ValueError, IndexError):
-        raise _refused(pid, "what it told is not of the expected form") from None
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise _malformed(pid) from None
 
 
 def _event(row: list[Any], offset: int) -> KernelEvent:
-    """A row of the target's file; ``offset`` is realtime - monotonic, ns."""
-    name, kind, device, lane, start, duration, correlation = row
-    begun = int(start) - offset
-    return KernelEvent(
-        str(name), str(kind), int(device), int(lane), begun, begun + int(duration), int(correlation)
-    )
+    """A row of the target's file; ``offset`` is realtime - monotonic, ns. ValueError for what is none."""
+    name, kind, *numbers = row
+    device, lane, start, duration, correlation = (int(number) for number in numbers)
+    if max(map(abs, (device, lane, start, duration, correlation))) > _MOST:
+        raise ValueError("a number is out of range")
+    begun = start - offset
+    return KernelEvent(str(name), str(kind), device, lane, begun, begun + max(duration, 0), correlation)

@@ -111,6 +111,14 @@ def find_libraries(pid: int, kinds: Sequence[str] = KINDS) -> list[Mapped]:
     return list(found.values())
 
 
+def accelerators_of(pid: int) -> frozenset[str]:
+    """Vendors of whose libraries ``pid`` maps one, by the names of the files alone; the CPU is none. Whether
+    it uses a device is another question. Raises TargetRefused when the map may not be read."""
+    names = {os.path.basename(mapping.path) for mapping in read_maps(pid) if "x" in mapping.perms}
+    known = [library for library in load_libraries() if library.vendor != "cpu"]
+    return frozenset(library.vendor for library in known for name in names if library.file.match(name))
+
+
 def _look(pid: int, mapping: Mapping, library: Library, kinds: Sequence[str]) -> Mapped:
     match = _SO_VERSION.search(mapping.path)
     version = int(match[1]) if match else None
