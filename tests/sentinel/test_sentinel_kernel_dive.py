@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from latencyprism.errors import TargetRefused
-from latencyprism.recorder import read_capture
+from latencyprism.recorder import Capture, read_capture
 from latencyprism.records import Span, Step
 from latencyprism.records.device_spans import is_kernel, is_launch
 from latencyprism.sentinel import kernel_dive
@@ -280,7 +280,7 @@ def test_an_accelerator_is_known_by_the_names_of_mapped_files(library: str) -> N
     assert accelerators_of(os.getpid()) == before
 
 
-def recorded(pid: int, path: Path, *more: str) -> Any:
+def recorded(pid: int, path: Path, *more: str) -> Capture:
     command = [sys.executable, "-m", "latencyprism", "record", "-p", str(pid), "-o", str(path), "--json"]
     done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
@@ -291,11 +291,20 @@ def recorded(pid: int, path: Path, *more: str) -> Any:
 @pytest.mark.root
 @needs_root
 def test_record_with_kernels(start: Start, tmp_path: Path) -> None:
+    """Beside others that burn every core a step may be longer than five usual ones: then once more."""
     pid = start("engine")
-    time.sleep(0.3)
-    capture = recorded(pid, tmp_path / "k.pftrace", "-d", "4s", "--kernels")
-    missing = [text for text in capture.meta["not_available"] if text.startswith("kernels")]
-    assert missing == []
+    for attempt in range(4):
+        time.sleep(0.3)
+        capture = recorded(pid, tmp_path / f"{attempt}.pftrace", "-d", "4s", "--kernels")
+        missing = [text for text in capture.meta["not_available"] if text.startswith("kernels")]
+        assert missing == []
+        if _judged(capture):
+            return
+    pytest.fail("no step lay in any window")
+
+
+def _judged(capture: Capture) -> bool:
+    """Is the window what it says? True if a step at least lay wholly in it."""
     (window,) = capture.meta["kernels"]
     begun_ns, ended_ns = window["moments"]["started"], window["moments"]["stopping"]
     after_s = (begun_ns - capture.meta["deep_probe"]["armed_ns"]) / 1e9
@@ -303,13 +312,13 @@ def test_record_with_kernels(start: Start, tmp_path: Path) -> None:
     kernels = [span for span in capture.spans if is_kernel(span)]
     assert len(kernels) == window["count"] > 100
     inside = [s for s in capture.steps if begun_ns <= s.start_ns and s.end_ns <= ended_ns]
-    assert inside, "a window of five steps has a whole one in it"
     for step in capture.steps:
         if step in inside:
             assert step.xpu_busy_ns is not None
             assert 0.4 < step.xpu_busy_ns / step.duration_ns < 0.75, "the device runs 60 of 100 us"
         else:
             assert step.xpu_busy_ns is None
+    return bool(inside)
 
 
 @pytest.mark.root
