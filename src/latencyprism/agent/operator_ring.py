@@ -194,6 +194,13 @@ class OperatorRing:
         self._map = None
         os.close(self._fd)
 
+    def _written(self, first: int, head: int) -> bool:
+        """Whether all that was claimed from ``first`` on is there; the ring is large, and not copied."""
+        assert self._map is not None
+        words = np.frombuffer(self._map, dtype="<i8", offset=code.HEADER_BYTES).reshape(-1, 4)
+        claimed = np.arange(first, head)
+        return bool((words[claimed % code.SLOTS, 3] == claimed + 1).all())
+
     def _settled(self) -> bool:
         assert self._map is not None
         self.set(code.DEADLINE_TSC, 0)
@@ -202,9 +209,7 @@ class OperatorRing:
             time.sleep(0.001)  # whoever claims from here on sees that limit
             head = min(self.word(code.HEAD), self.limit)
             first = max(head - code.SLOTS, 0)
-            claimed = np.arange(first, head)
-            words = np.frombuffer(self._map[code.HEADER_BYTES :], dtype="<i8").reshape(-1, 4)
-            if (words[claimed % code.SLOTS, 3] == claimed + 1).all():
+            if self._written(first, head):
                 return True
         return False
 
