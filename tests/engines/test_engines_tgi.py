@@ -146,6 +146,14 @@ def test_drafts_and_how_many_were_right(tmp_path: Path) -> None:
             assert step.accepted_tokens is None
 
 
+def test_a_call_that_failed_is_no_step_and_spoils_none(tmp_path: Path) -> None:
+    steps, calls = served(tmp_path, LAST, "whole fails")
+    assert len(steps) == len(calls) > 10
+    for step, call in zip(steps, calls):
+        assert {name: getattr(step, name) for name in COUNTS} == {name: call[name] for name in COUNTS}
+    assert sum(call["finished"] for call in calls) < 6
+
+
 @pytest.mark.parametrize("family", ["padded", "seq2seq"])
 def test_models_without_paged_attention(tmp_path: Path, family: str) -> None:
     steps, calls = served(tmp_path, LAST, family)

@@ -61,6 +61,7 @@ class Service:
         BEHAVIOUR["Cache.set"] = self.keep
         BEHAVIOUR["ExceptionInterceptor.intercept"] = self.intercept
         self.handlers = {"Prefill": self.prefill, "Decode": self.decode, "FilterBatch": self.filter}
+        self.failed = False
         self.truth: list[dict] = []
         self.next_batch = 0
 
@@ -75,6 +76,9 @@ class Service:
 
     def generate(self, model, batch):
         time.sleep(0.001)
+        if "fails" in self.scenario and len(self.truth) == 5 and not self.failed:
+            self.failed = True
+            raise RuntimeError("as a device may")
         start = time.time_ns()
         self.note(batch)
         time.sleep(0.002)
@@ -217,7 +221,10 @@ class Service:
 
     async def call(self, name, request):
         await asyncio.sleep(0)
-        return await self.interceptor.intercept(self.handlers[name], request, None, SERVICE + name)
+        try:
+            return await self.interceptor.intercept(self.handlers[name], request, None, SERVICE + name)
+        except RuntimeError:
+            return None  # its batch is lost
 
     async def route(self, queue: list) -> None:
         batch = None
