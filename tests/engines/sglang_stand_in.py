@@ -9,57 +9,16 @@ in the order in which results were processed), and waits for another line. Stand
 
 from __future__ import annotations
 
-import enum
 import json
-import re
 import sys
 import time
 import types
 from collections import deque
 
+from stand_in_classes import BEHAVIOUR, build
+
 CHUNK = 64
 SURE_ACCEPTED = 2  # drafts that a verification accepts of each request
-BEHAVIOUR: dict[str, object] = {}
-
-
-def build(recorded: dict, version: str) -> dict[str, type]:
-    """Classes by name, in modules of their own, with methods that have the recorded parameters."""
-    built: dict[str, type] = {}
-    of = recorded["versions"][version]["classes"]
-
-    def make(place: str) -> type:
-        if place in built:
-            return built[place]
-        module_name, name = place.split(":")
-        signature = recorded["signatures"][of[place]]
-        bases = tuple(make(base) for base in signature["bases"] if base in of)
-        if name == "ForwardMode":
-            names = [one for one in signature["attributes"] if one.isupper()]
-            made = enum.IntEnum(name, names)
-        else:
-            space = dict.fromkeys(signature["attributes"])
-            made = type(name, bases or (object,), {"__module__": module_name, **space})
-            for method, words in signature["methods"].items():
-                if not method.startswith("__") and " " not in words.split("(")[0].strip():
-                    setattr(made, method, method_of(name, method, words))
-        made.__module__ = module_name
-        module = sys.modules.setdefault(module_name, types.ModuleType(module_name))
-        setattr(module, name, made)
-        built[place] = made
-        return made
-
-    for place in of:
-        make(place)
-    return {place.split(":")[1]: made for place, made in built.items()}
-
-
-def method_of(owner: str, name: str, words: str) -> types.FunctionType:
-    inside = re.sub(r"=(?=[,)])", "=None", words[words.index("(") : words.rindex(")") + 1])
-    parameters = [p.strip().rstrip("=").lstrip("*") for p in words[words.index("(") + 1 : -1].split(",")]
-    given = ", ".join(f"{p}={p}" for p in parameters if p and p not in ("/", "self"))
-    space: dict = {"BEHAVIOUR": BEHAVIOUR}
-    exec(f"def {name}{inside}:\n    return BEHAVIOUR[{owner + '.' + name!r}](self, {given})", space)
-    return space[name]
 
 
 class Server:
