@@ -184,6 +184,13 @@ def _become_writer(
     """In the copy: let go of everything of the watcher's, pack, and replace the program."""
     try:
         gc.disable()
+        os.dup2(said_fd, 1)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nothing, 0)
+        os.dup2(nothing, 2)
+        # Probes and locks of the watcher must end with the watcher, not with its copy, which may be kept
+        # waiting once it is lowered: so before that.
+        _close_all_but(keep)
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGXCPU):
             signal.signal(number, signal.SIG_DFL)
@@ -191,16 +198,6 @@ def _become_writer(
         # engine's steps were longer while this packed.
         os.setsid()
         step_aside()
-        os.dup2(said_fd, 1)
-        nothing = os.open(os.devnull, os.O_RDWR)
-        os.dup2(nothing, 0)
-        os.dup2(nothing, 2)
-        # Probes and locks of the watcher must end with the watcher, not with its copy.
-        first = 3
-        for kept in sorted(fd for fd in keep if fd > 2):
-            os.closerange(first, kept)
-            first = kept + 1
-        os.closerange(first, 1 << 16)
         try:
             write_raw(raw, make())
         except (OSError, PrismError) as error:
@@ -209,3 +206,11 @@ def _become_writer(
         os.execv(sys.executable, [sys.executable, "-m", "latencyprism.recorder.write", raw, out, *finish])
     finally:
         os._exit(70)
+
+
+def _close_all_but(keep: Sequence[int]) -> None:
+    first = 3
+    for kept in sorted(fd for fd in keep if fd > 2):
+        os.closerange(first, kept)
+        first = kept + 1
+    os.closerange(first, 1 << 16)

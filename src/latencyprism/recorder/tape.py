@@ -197,6 +197,8 @@ class Tape:
         # Dropped by the kernel when the last process that has it ends: that is how a dead tape is known.
         fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._map = mmap.mmap(self._fd, self.size)
+        # A copy of this process that writes a capture would keep the lock by its mapping after our death.
+        self._map.madvise(mmap.MADV_DONTFORK)
         begin = HEADER_BYTES
         self._rings = []
         for count in segments:
