@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-KINDS = ("shift", "stall", "slo", "silence")
+KINDS = ("shift", "stall", "slo", "silence", "straggler")
 LEVELS = ("evidence", "page")
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 
 from latencyprism.detect import Detector, Firing
+from latencyprism.detect.straggler import Straggler
 from latencyprism.detect.wording import sentence, work_in_words
 from latencyprism.errors import PrismError
 from latencyprism.host.sampler import HostSampler
@@ -19,6 +20,7 @@ from latencyprism.sentinel.cost import Cost
 from latencyprism.sentinel.flight_tape import FlightTape
 from latencyprism.sentinel.habit import NEVER, Habit
 from latencyprism.sentinel.operator_dive import OperatorDives
+from latencyprism.sentinel.rank_watch import RUN, Blame, RankWatch
 from latencyprism.sentinel.targets import Attachment
 from latencyprism.sentinel.where import PhaseShares, phase_names
 from latencyprism.xpu.sampler import DeviceSampler
@@ -68,6 +70,7 @@ class ReplicaWatch:
         self.onset_ns = 0
         self._shares = PhaseShares()
         self._phase_names = phase_names(self.replica.engine, self.roles)
+        self._ranks = RankWatch.of(self.replica)
         self._alerted: tuple[int, str] | None = None
         self._alerted_ns = 0
         self._alerted_ms = 0.0
@@ -99,11 +102,16 @@ class ReplicaWatch:
         each with the end of its step, CLOCK_MONOTONIC ns."""
         window, held = self.attachment.source.poll(), self._held
         raised = []
+        stragglers = self._ranks.see(window.spans) if self._ranks is not None else ()
         for step in window.steps:
             alert = self._judge(step)
             if alert is not None:
                 raised.append((alert, step.end_ns))
-                self._raised.append(alert)
+        for straggler in stragglers:
+            if self._ranks is not None and self.last_step is not None:
+                alert = self._straggles(self.last_step, straggler, self._ranks.told(straggler))
+                raised.append((alert, self.last_step.end_ns))
+        self._raised += [alert for alert, _ in raised]
         held.steps += window.steps
         held.spans += window.spans
         held.counters += window.counters
@@ -187,12 +195,16 @@ class ReplicaWatch:
         self.counts.steps += 1
         self._starts.append((step.step, step.start_ns))
         self._habit.take(step)
-        firing = self.detector.observe(step, self._excuse(step) if self._dives else 0.0)
+        excuse = self._excuse(step) if self._dives else 0.0
+        firing = self.detector.observe(step, excuse)
         expected = self.detector.last
         if expected is not None:
             self.expected.append((step.step, expected.ms))
+        group = self._ranks.of_step(step) if self._ranks is not None else None
         if firing is None:
             self._shares.learn(step)
+            if self._ranks is not None and group is not None and expected is not None and not excuse:
+                self._ranks.learn(step, group, expected.ms)
             return None
         self.counts.firings += 1
         key = (firing.incident, firing.level)
@@ -209,7 +221,10 @@ class ReplicaWatch:
         self.onset_ns = next(
             (start for number, start in reversed(self._starts) if number <= firing.onset_step), step.start_ns
         )
-        return self._alert(step, firing)
+        blame = None
+        if self._ranks is not None and group is not None:
+            blame = self._ranks.blame(step, group, firing.expected_ms)
+        return self._alert(step, firing, blame)
 
     def _is_news(self, step: Step, firing: Firing) -> bool:
         """One alert an incident, a second one if it rises from evidence to page, and one for each long stall
@@ -223,17 +238,20 @@ class ReplicaWatch:
             return False
         return lost_ms >= 2.0 * self._alerted_ms or step.end_ns - self._alerted_ns >= STALL_QUIET_NS
 
-    def _alert(self, step: Step, firing: Firing) -> Alert:
-        where = self._shares.locate(step, firing.expected_ms, self._phase_names)
+    def _alert(self, step: Step, firing: Firing, blame: Blame | None) -> Alert:
+        where, text, rank = self._shares.locate(step, firing.expected_ms, self._phase_names), "", step.rank
         if firing.kind == "stall" and (step.gap_ns or 0) > step.duration_ns:
             where = "between steps"
+        elif blame is not None and (where is None or where.endswith(RUN)):
+            where, text = blame.where, f"; {blame.text}"
+            rank = step.rank if blame.rank is None else blame.rank
         return Alert(
             id=secrets.token_hex(8),
             kind=firing.kind,
             level=firing.level,
             engine=step.engine,
             replica=step.replica,
-            rank=step.rank,
+            rank=rank,
             step=step.step,
             onset_step=firing.onset_step,
             time=utc(step.end_ns),
@@ -242,8 +260,34 @@ class ReplicaWatch:
             excess=round(firing.excess, 4),
             where=where,
             terms={name: round(value, 3) for name, value in firing.terms.items() if abs(value) >= 0.001},
-            text=sentence(step, firing),
+            text=sentence(step, firing) + text,
             detectable=firing.detectable,
+        )
+
+    def _straggles(self, step: Step, straggler: Straggler, told: Blame) -> Alert:
+        """Evidence that a rank has become slower than the others, whatever the steps say."""
+        self.counts.evidence += 1
+        if not self.detector.incident_open:
+            self.onset_ns = straggler.onset_ns
+        onset = (number for number, start in reversed(self._starts) if start <= straggler.onset_ns)
+        observed_ms, expected_ms = (
+            straggler.shortest_ns * (1.0 + share) / 1e6 for share in (straggler.share, straggler.usual_share)
+        )
+        return Alert(
+            id=secrets.token_hex(8),
+            kind="straggler",
+            level="evidence",
+            engine=step.engine,
+            replica=step.replica,
+            rank=step.rank if told.rank is None else told.rank,
+            step=step.step,
+            onset_step=next(onset, step.step),
+            time=utc(step.end_ns),
+            observed_ms=round(observed_ms, 3),
+            expected_ms=round(expected_ms, 3),
+            excess=round(observed_ms / max(expected_ms, 1e-6) - 1.0, 4),
+            where=told.where,
+            text=told.text,
         )
 
     def silence(self, now_ns: int) -> Alert | None:
