@@ -7,6 +7,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from itertools import islice
 
 from latencyprism.detect import Detector, Firing
 from latencyprism.detect.straggler import Straggler
@@ -19,6 +20,7 @@ from latencyprism.sentinel.below_watch import BelowWatch
 from latencyprism.sentinel.cost import Cost
 from latencyprism.sentinel.flight_tape import FlightTape
 from latencyprism.sentinel.habit import NEVER, Habit
+from latencyprism.sentinel.machine_share import STEPS, MachineShare, machine_share
 from latencyprism.sentinel.operator_dive import OperatorDives
 from latencyprism.sentinel.rank_watch import RUN, Blame, RankWatch
 from latencyprism.sentinel.targets import Attachment
@@ -74,7 +76,8 @@ class ReplicaWatch:
         self._alerted: tuple[int, str] | None = None
         self._alerted_ns = 0
         self._alerted_ms = 0.0
-        self._starts: deque[tuple[int, int]] = deque(maxlen=20_000)
+        self._starts: deque[tuple[int, int, int]] = deque(maxlen=20_000)
+        """Number, start and end of each step."""
         self._silent = False
         self.prompt = False
         self._habit = Habit()
@@ -193,7 +196,7 @@ class ReplicaWatch:
         self.last_step = step
         self._silent = False
         self.counts.steps += 1
-        self._starts.append((step.step, step.start_ns))
+        self._starts.append((step.step, step.start_ns, step.end_ns))
         self._habit.take(step)
         excuse = self._excuse(step) if self._dives else 0.0
         firing = self.detector.observe(step, excuse)
@@ -218,9 +221,8 @@ class ReplicaWatch:
             self.counts.page += 1
         else:
             self.counts.evidence += 1
-        self.onset_ns = next(
-            (start for number, start in reversed(self._starts) if number <= firing.onset_step), step.start_ns
-        )
+        begun = (start for number, start, _ in reversed(self._starts) if number <= firing.onset_step)
+        self.onset_ns = next(begun, step.start_ns)
         blame = None
         if self._ranks is not None and group is not None:
             blame = self._ranks.blame(step, group, firing.expected_ms)
@@ -238,6 +240,20 @@ class ReplicaWatch:
             return False
         return lost_ms >= 2.0 * self._alerted_ms or step.end_ns - self._alerted_ns >= STALL_QUIET_NS
 
+    def _machine_share(self, step: Step, firing: Firing) -> MachineShare | None:
+        """What of a late step the machine made itself, since the onset."""
+        machine, excess_ms = self.host.machine, max(firing.late_ms, firing.observed_ms - firing.expected_ms)
+        read = (time_ns for time_ns, _ in reversed(machine.history) if time_ns <= self.onset_ns)
+        since_ns = next(read, self.onset_ns)
+        expected = dict(islice(reversed(self.expected), STEPS))
+        late = []
+        for number, start_ns, end_ns in islice(reversed(self._starts), STEPS):
+            if end_ns <= since_ns:
+                break
+            if number in expected:
+                late.append(((end_ns - start_ns) / 1e6, expected[number]))
+        return machine_share(machine, self.roles, self.onset_ns, excess_ms, late, firing.observed_ms)
+
     def _alert(self, step: Step, firing: Firing, blame: Blame | None) -> Alert:
         where, text, rank = self._shares.locate(step, firing.expected_ms, self._phase_names), "", step.rank
         if firing.kind == "stall" and (step.gap_ns or 0) > step.duration_ns:
@@ -245,6 +261,11 @@ class ReplicaWatch:
         elif blame is not None and (where is None or where.endswith(RUN)):
             where, text = blame.where, f"; {blame.text}"
             rank = step.rank if blame.rank is None else blame.rank
+        elif self._ranks is not None and where is not None and where.endswith(RUN):
+            where = f"workers: {RUN}"  # which of them is not told
+        machine = self._machine_share(step, firing)
+        if machine is not None:
+            text = f"; {machine.text()}{text}"
         return Alert(
             id=secrets.token_hex(8),
             kind=firing.kind,
@@ -262,6 +283,7 @@ class ReplicaWatch:
             terms={name: round(value, 3) for name, value in firing.terms.items() if abs(value) >= 0.001},
             text=sentence(step, firing) + text,
             detectable=firing.detectable,
+            machine=None if machine is None else machine.values(),
         )
 
     def _straggles(self, step: Step, straggler: Straggler, told: Blame) -> Alert:
@@ -269,7 +291,7 @@ class ReplicaWatch:
         self.counts.evidence += 1
         if not self.detector.incident_open:
             self.onset_ns = straggler.onset_ns
-        onset = (number for number, start in reversed(self._starts) if start <= straggler.onset_ns)
+        onset = (number for number, start, _ in reversed(self._starts) if start <= straggler.onset_ns)
         observed_ms, expected_ms = (
             straggler.shortest_ns * (1.0 + share) / 1e6 for share in (straggler.share, straggler.usual_share)
         )
