@@ -114,6 +114,20 @@ class Along:
             one.close()
 
 
+def test_objectives_by_route_are_left_out_where_no_route_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = TEXT + "[[objective]]\nroute = '/v1/completions'\ntpot_p95 = '< 5 ms'\n"
+    by_vllm = Along(monkeypatch, text)
+    assert len(by_vllm.slo.served[4242].accounts) == 3
+    assert [one.route for one in by_vllm.slo.served[4242].foretold] == [None, None]
+    along = Along(monkeypatch, text)
+    other = watch_of(4343)
+    other.replica.engine = "transformers"  # type: ignore[misc]
+    along.slo.attached(other)
+    assert [a.objective.route for a in along.slo.served[4343].accounts] == [None, None]
+    (said,) = [event["text"] for event in along.events if event["event"] == "notice"]
+    assert "tpot_p95@/v1/completions" in said and "a port of its own" in said
+
+
 def test_a_burning_budget_pages_once_with_words(monkeypatch: pytest.MonkeyPatch) -> None:
     here = Along(monkeypatch)
     assert here.pass_by(30, 10.0) == []
