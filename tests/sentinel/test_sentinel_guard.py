@@ -25,7 +25,7 @@ from latencyprism.lab.profiles import Length, Profile
 from latencyprism.lab.serve import Server
 from latencyprism.records import Request, Step, Window
 from latencyprism.sentinel import slo_watch
-from latencyprism.sentinel.guard_watch import GuardOptions, GuardWatch
+from latencyprism.sentinel.guard_watch import GuardOptions, GuardWatch, not_to_be_shaped
 from latencyprism.sentinel.replica_watch import ReplicaWatch
 from latencyprism.sentinel.server_names import ServerNames
 from latencyprism.sentinel.slo_watch import SloWatch
@@ -112,6 +112,25 @@ class Along:
         for one in self.members:
             one.detached(self.watch)
             one.close()
+
+
+@pytest.mark.parametrize(
+    ("engine", "titles", "said"),
+    [
+        ("vllm", ["VLLM::EngineCore", "VLLM::Worker_TP0"], ""),
+        ("sglang", ["sglang::scheduler"], ""),
+        ("sglang", ["sglang::scheduler_DP1"], ""),
+        ("sglang", ["sglang::scheduler_TP0", "sglang::scheduler_TP1"], "one rank"),
+        ("sglang", ["sglang::scheduler_DP1_TP1_EP1"], "one rank"),  # the others are on another machine
+        ("sglang", ["sglang::scheduler_ATTN_TP1"], "one rank"),
+        ("transformers", ["python"], "vLLM or SGLang"),
+    ],
+)
+def test_which_engines_may_be_shaped(engine: str, titles: list[str], said: str) -> None:
+    members = [SimpleNamespace(role="engine", process=SimpleNamespace(cmdline=[title])) for title in titles]
+    members.append(SimpleNamespace(role="api", process=SimpleNamespace(cmdline=["x_TP0"])))
+    text = not_to_be_shaped(cast(Any, SimpleNamespace(engine=engine, members=members)))
+    assert (said in text) if said else text == ""
 
 
 def test_objectives_by_route_are_left_out_where_no_route_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
