@@ -11,7 +11,8 @@ import pytest
 from latencyprism.attach.process import read_process
 from latencyprism.engines.discovery import Member, Replica
 from latencyprism.faces.wording import alert_sentence
-from latencyprism.records import Alert, Span, Step, Window
+from latencyprism.records import Alert, Counter, Span, Step, Window
+from latencyprism.sentinel import rank_watch
 from latencyprism.sentinel.rank_watch import RankWatch
 from latencyprism.sentinel.replica_watch import ReplicaWatch
 from latencyprism.sentinel.sinks import webhook_payload
@@ -111,6 +112,31 @@ def test_no_rank_is_named_where_all_grew_alike(watch: ReplicaWatch) -> None:
     assert alert.rank == 0
     assert alert.where == "all ranks: execute_model"
     assert alert.text is not None and "grew on all 2 ranks alike (71.1 ms where 12." in alert.text
+
+
+@pytest.mark.parametrize(
+    ("queued_ms", "rank"), [((2, 45), 1), ((45, 2), 0), ((45, 30), None), ((0, 10), None), ((2, None), None)]
+)
+def test_where_all_grew_alike_the_one_that_queued_for_a_cpu_is_named(
+    watch: ReplicaWatch,
+    monkeypatch: pytest.MonkeyPatch,
+    queued_ms: tuple[int, int | None],
+    rank: int | None,
+) -> None:
+    settle(watch)
+    for pid, name in ((901, "Worker 901"), (902, "Worker 1 902")):
+        assert watch._ranks is not None
+        watch._ranks.count(Counter((name, f"python {pid}"), "runqueue_ns", 5, 7 * MS))
+        watch._ranks.count(Counter((name, "gloo 77"), "runqueue_ns", 6, 999 * MS))
+    now = {901 + place: None if ms is None else (7 + ms) * MS for place, ms in enumerate(queued_ms)}
+    monkeypatch.setattr(rank_watch, "runqueue_ns", now.get)
+    (alert,) = step(watch, 300, (0, 71.0), (0.1, 71.2))
+    assert alert.text is not None
+    if rank is None:
+        assert (alert.rank, alert.where) == (0, "all ranks: execute_model")
+    else:
+        assert alert.rank == rank and alert.where is not None and f"(rank {rank})" in alert.where
+        assert "waited 45.0 ms for a CPU, no other rank's more than 2.0 ms" in alert.text
 
 
 def test_a_lasting_straggler_within_the_steps_limits_is_evidence(watch: ReplicaWatch) -> None:

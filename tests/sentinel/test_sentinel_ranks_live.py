@@ -1,4 +1,7 @@
-"""vLLM with two tensor-parallel workers: their runs pair, and an alert names the one that was held."""
+"""vLLM with two tensor-parallel workers: their runs pair, and an alert names the one that was held, or none.
+
+It takes two minutes on two cores, most of them to start: only with LATENCYPRISM_TENSOR_PARALLEL=1.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ from latencyprism.records import Alert
 from latencyprism.sentinel.replica_watch import ReplicaWatch
 from latencyprism.sentinel.targets import attach
 
-pytestmark = [pytest.mark.engine, pytest.mark.root]
+pytestmark = pytest.mark.skipif(
+    os.environ.get("LATENCYPRISM_TENSOR_PARALLEL") != "1", reason="only with LATENCYPRISM_TENSOR_PARALLEL=1"
+)
 STEADY = Profile("steady", clients=4, prompt=Length(40), output=Length(200), duration_s=45.0)
 HELD_S = 0.5
 

@@ -1,7 +1,9 @@
 """Ranks of one replica beside each other: which one a late step waited for, and which became a straggler.
 
 Only where several workers of one pipeline stage are watched: their runs come with the steps, as spans
-``execute_model``. What the times of calls can tell, and what not, is in ``detect.rank_groups``.
+``execute_model``. What the times of calls can tell, and what not, is in ``detect.rank_groups``. Where all
+calls grew alike, what each worker's main thread waited for a CPU meanwhile may still tell: a rank that had to
+queue is what the others waited for.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from typing import NamedTuple
 from latencyprism.detect.rank_groups import RankGroup, RankGroups
 from latencyprism.detect.straggler import Straggler, StragglerTest
 from latencyprism.engines.discovery import Replica
-from latencyprism.records import Span, Step
+from latencyprism.host.held import read_once
+from latencyprism.records import Counter, Span, Step
 
 RUN = "execute_model"
 PIPELINE_STAGE = 1000
@@ -22,6 +25,9 @@ RATE = 0.02
 """Weight of a new step in what is usual: about the last 50."""
 BLAMED = 0.3
 """A rank is named where it was behind by this part of the step's excess."""
+APART = 3.0
+"""A rank that queued for a CPU is named where it did so many times as long as any other."""
+KEPT_READINGS = 256
 ALIKE = 0.5
 """All are named where each took longer by at least this part of it."""
 
@@ -47,6 +53,9 @@ class RankWatch:
         self._waiting: deque[RankGroup] = deque(maxlen=4096)
         self._shares: dict[str | None, list[float]] = {}
         self._late_ns = [0.0] * len(tracks)
+        self._pids = [int(track[0].rsplit(" ", 1)[-1]) for _, track in tracks]
+        self._place = {track[0]: place for place, (_, track) in enumerate(tracks)}
+        self._queued: list[deque[tuple[int, int]]] = [deque(maxlen=KEPT_READINGS) for _ in tracks]
 
     @staticmethod
     def of(replica: Replica) -> RankWatch | None:
@@ -74,6 +83,12 @@ class RankWatch:
                 self._waiting.append(group)
                 found += self._test.feed(group)
         return found
+
+    def count(self, counter: Counter) -> None:
+        """A ``runqueue_ns`` of the host sampler; those of the workers' main threads are kept."""
+        place = self._place.get(counter.track[0])
+        if place is not None and counter.track[1].endswith(f" {self._pids[place]}"):
+            self._queued[place].append((counter.time_ns, int(counter.value)))
 
     def of_step(self, step: Step) -> RankGroup | None:
         """The longest of the groups that began in a step, taken out; None where none is whole yet. Steps in
@@ -122,12 +137,36 @@ class RankWatch:
             text = f"{name}: began {group.late_ns[worst] / 1e6:.1f} ms after the first rank"
             return Blame(self._groups.ranks[worst], f"{name}: before {RUN}", text)
         if all(group.execute_ns[p] - usual_ns[p] >= ALIKE * excess_ns for p in places):
+            queued = self._who_queued(step.start_ns, excess_ns)
+            if queued is not None:
+                return queued
             text = (
                 f"{RUN} grew on all {len(usual)} ranks alike ({took_ms:.1f} ms where {usual_ms:.1f} ms is "
                 "usual): they wait for each other, and which one is slow these times do not tell"
             )
             return Blame(None, f"all ranks: {RUN}", text)
         return None
+
+    def _who_queued(self, since_ns: int, excess_ns: float) -> Blame | None:
+        """The rank whose main thread waited for a CPU far longer than any other's, since the last reading
+        before ``since_ns``."""
+        waited = []
+        for pid, readings in zip(self._pids, self._queued):
+            before = next((ns for time_ns, ns in reversed(readings) if time_ns <= since_ns), None)
+            now_ns = runqueue_ns(pid)
+            if before is None or now_ns is None:
+                return None
+            waited.append(now_ns - before)
+        worst = max(range(len(waited)), key=waited.__getitem__)
+        next_ns = max(ns for place, ns in enumerate(waited) if place != worst)
+        if waited[worst] < BLAMED * excess_ns or waited[worst] < APART * next_ns:
+            return None
+        name = self._called(worst)
+        text = (
+            f"{name}: its main thread waited {waited[worst] / 1e6:.1f} ms for a CPU, no other rank's more "
+            f"than {next_ns / 1e6:.1f} ms; {RUN} grew on all {len(waited)} ranks, which wait for each other"
+        )
+        return Blame(self._groups.ranks[worst], f"{name}: {RUN}", text)
 
     def told(self, straggler: Straggler) -> Blame:
         """A straggler in words."""
@@ -145,3 +184,9 @@ class RankWatch:
     def _called(self, place: int) -> str:
         rank = self._groups.ranks[place]
         return f"{self._names[rank]} (rank {rank})"
+
+
+def runqueue_ns(pid: int) -> int | None:
+    """How long the main thread of a process has waited for a CPU so far; None where that is not told."""
+    words = (read_once(f"/proc/{pid}/task/{pid}/schedstat", 128) or b"").split()
+    return int(words[1]) if len(words) == 3 else None

@@ -151,6 +151,8 @@ class ReplicaWatch:
         self._habit.look(now_ns)
         for counter in self.host.sample(now_ns):
             self.recorder.add_counter(counter)
+            if self._ranks is not None and counter.name == "runqueue_ns":
+                self._ranks.count(counter)
         for counter in (*self.devices.drain(), *self.cost.counters(now_ns)):
             self.recorder.add_counter(counter)
         if self.below is not None:
