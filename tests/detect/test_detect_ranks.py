@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from latencyprism.detect.rank_groups import RankGroup, RankGroups, RankRun, group_of
+from latencyprism.detect.rank_groups import RankGroup, RankGroups, group_of
 from latencyprism.detect.straggler import BLOCK, IN_A_ROW, LEAST_LEARNED, Straggler, StragglerTest
 
 MS = 1_000_000
@@ -16,7 +16,7 @@ MS = 1_000_000
 
 def group(at_ms: float, *runs: tuple[float, float]) -> RankGroup:
     """``runs``: begin and end of each rank, ms after ``at_ms``."""
-    return group_of([RankRun(int((at_ms + a) * MS), int((at_ms + b) * MS)) for a, b in runs])
+    return group_of([(int((at_ms + a) * MS), int((at_ms + b) * MS)) for a, b in runs])
 
 
 def test_a_rank_that_returns_later_is_longer() -> None:

@@ -17,11 +17,8 @@ KEPT = 4096
 """Runs of a rank that wait for those of the others."""
 
 
-class RankRun(NamedTuple):
-    """One model execution on one rank; CLOCK_MONOTONIC ns."""
-
-    start_ns: int
-    end_ns: int
+RankRun = tuple[int, int]
+"""One model execution on one rank: start and end, CLOCK_MONOTONIC ns."""
 
 
 class RankGroup(NamedTuple):
@@ -55,40 +52,35 @@ class RankGroups:
 
     def take(self, rank: int, start_ns: int, end_ns: int) -> RankGroup | None:
         """``rank`` must be one of ``ranks``."""
-        self._waiting[self._place[rank]].append(RankRun(start_ns, end_ns))
+        self._waiting[self._place[rank]].append((start_ns, end_ns))
         while all(self._waiting):
-            runs = [waiting[0] for waiting in self._waiting]
-            stray = self._stray(runs)
+            stray = self._stray()
             if stray is None:
-                for waiting in self._waiting:
-                    waiting.popleft()
-                return group_of(runs)
+                return group_of([waiting.popleft() for waiting in self._waiting])
             self._waiting[stray].popleft()
             self.dropped += 1
         return None
 
-    def _stray(self, runs: Sequence[RankRun]) -> int | None:
+    def _stray(self) -> int | None:
         """The rank whose oldest run belongs to an earlier batch than the others': its next one lies nearer to
         the last of them to begin."""
-        latest_ns = max(run.start_ns for run in runs)
+        latest_ns = 0
         for place, waiting in enumerate(self._waiting):
-            if len(waiting) > 1 and abs(waiting[1].start_ns - latest_ns) < latest_ns - waiting[0].start_ns:
-                return place
+            if len(waiting) > 1:
+                latest_ns = latest_ns or max([held[0][0] for held in self._waiting])
+                if abs(waiting[1][0] - latest_ns) < latest_ns - waiting[0][0]:
+                    return place
         return None
 
 
 def group_of(runs: Sequence[RankRun]) -> RankGroup:
     """Of the runs of one batch."""
-    execute = tuple([run.end_ns - run.start_ns for run in runs])
-    first_start, first_end, shortest = (
-        min(r.start_ns for r in runs),
-        min(r.end_ns for r in runs),
-        min(execute),
-    )
-    return RankGroup(
-        first_start,
-        max(run.end_ns for run in runs),
-        execute,
-        tuple([run.start_ns - first_start for run in runs]),
-        tuple([min(took - shortest, run.end_ns - first_end) for took, run in zip(execute, runs)]),
-    )
+    starts, ends = [start for start, _ in runs], [end for _, end in runs]
+    execute = [end - start for start, end in runs]
+    first_start, first_end, shortest = min(starts), min(ends), min(execute)
+    longer = []
+    for took, end in zip(execute, ends):
+        over, after = took - shortest, end - first_end
+        longer.append(over if over < after else after)
+    late = [start - first_start for start in starts]
+    return RankGroup(first_start, max(ends), tuple(execute), tuple(late), tuple(longer))

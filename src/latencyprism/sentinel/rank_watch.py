@@ -107,15 +107,14 @@ class RankWatch:
 
     def learn(self, step: Step, group: RankGroup, expected_ms: float) -> None:
         """Take in a step that raised no alarm."""
-        shares = [took / (expected_ms * 1e6) for took in group.execute_ns]
+        per_ns = 1e-6 / expected_ms
         usual = self._shares.get(step.phase)
         if usual is None:
-            self._shares[step.phase] = shares
-        else:
-            for place, share in enumerate(shares):
-                usual[place] += RATE * (share - usual[place])
-        for place, late_ns in enumerate(group.late_ns):
-            self._late_ns[place] += RATE * (late_ns - self._late_ns[place])
+            usual = [took * per_ns for took in group.execute_ns]
+        self._shares[step.phase] = [
+            old + RATE * (took * per_ns - old) for old, took in zip(usual, group.execute_ns)
+        ]
+        self._late_ns = [old + RATE * (late - old) for old, late in zip(self._late_ns, group.late_ns)]
 
     def blame(self, step: Step, group: RankGroup, expected_ms: float) -> Blame | None:
         """Who held a late step up; None where the ranks do not tell."""
