@@ -200,15 +200,14 @@ class ReplicaWatch:
         self.counts.steps += 1
         self._starts.append((step.step, step.start_ns, step.end_ns))
         self._habit.take(step)
-        excuse = self._excuse(step) if self._dives else 0.0
-        firing = self.detector.observe(step, excuse)
+        firing = self.detector.observe(step, self._excuse(step) if self._dives else 0.0)
         expected = self.detector.last
         if expected is not None:
             self.expected.append((step.step, expected.ms))
         group = self._ranks.of_step(step) if self._ranks is not None else None
         if firing is None:
             self._shares.learn(step)
-            if self._ranks is not None and group is not None and expected is not None and not excuse:
+            if self._ranks is not None and group is not None and expected is not None and not self._dives:
                 self._ranks.learn(step, group, expected.ms)
             return None
         self.counts.firings += 1
