@@ -38,7 +38,8 @@ class Server:
         scheduler = self.scheduler = object.__new__(classes["Scheduler"])
         scheduler.__dict__.update(
             running_batch=self.batch([]), waiting_queue=[], last_batch=None, chunked_req=None,
-            enable_overlap=self.overlap, max_total_num_tokens=10_000, spec_num_total_accepted_tokens=0,
+            enable_overlap=self.overlap, is_mixed_chunk=self.mixed, tp_size=1, pp_size=1, page_size=1,
+            chunked_prefill_size=CHUNK, max_total_num_tokens=10_000, spec_num_total_accepted_tokens=0,
             server_args=types.SimpleNamespace(speculative_num_draft_tokens=self.width or None),
             token_to_kv_pool_allocator=types.SimpleNamespace(available_size=self.free_tokens),
             tree_cache=types.SimpleNamespace(evictable_size=lambda: 0),
@@ -94,7 +95,11 @@ class Server:
         return batch
 
     def prefill(self):
-        scheduler, left, taken, lens, before = self.scheduler, CHUNK, [], [], []
+        scheduler, taken, lens, before = self.scheduler, [], [], []
+        running = scheduler.running_batch
+        running.reqs = [r for r in running.reqs if r.finished_reason is None]
+        left = scheduler.chunked_prefill_size - (len(running.reqs) if self.mixed else 0)
+        assert left > 0, "decodes took all of a chunk"
         chunked, scheduler.chunked_req = scheduler.chunked_req, None
         queue = [chunked] if chunked is not None else []
         while left and (queue or scheduler.waiting_queue):
@@ -113,8 +118,6 @@ class Server:
         batch = self.batch(taken, "EXTEND")
         batch.prefix_lens, batch.extend_lens = before, lens
         batch.chunked_req = scheduler.chunked_req
-        running = scheduler.running_batch
-        running.reqs = [r for r in running.reqs if r.finished_reason is None]
         if self.mixed and running.reqs:
             batch.forward_mode = self.mode["MIXED"]
             batch.decoding_reqs = running.reqs
@@ -261,7 +264,9 @@ def main() -> None:
             server.request(f"r{number}", prompt, 8 + number, 16 * (number % 2))
         )
     loop()
-    print(json.dumps({"batches": server.truth, "retracted": server.retracted}), flush=True)
+    said = {"batches": server.truth, "retracted": server.retracted}
+    said["chunk"] = server.scheduler.chunked_prefill_size
+    print(json.dumps(said), flush=True)
     sys.stdin.readline()
 
 

@@ -45,12 +45,12 @@ def test_what_was_written_reads_back_exactly_while_it_is_being_written_and_after
     written = Tape(folder, "vllm-812-99")
     try:
         record(written, made)
-        written.add_request(Request("vllm", 0, -5, 1, finish_reason="stop"))
+        written.add_request(Request("vllm", 0, -5, 1, finish_reason="stop", route="/v1/responses"))
         written.add_alert(made.alerts[0], made.steps[150].start_ns, made.steps[156].end_ns)
         back = read_tape(written.path, FOREVER_NS)
         assert (back.steps, back.spans, back.counters) == (made.steps, made.spans, made.counters)
         assert back.expected_ms == made.expected_ms and back.meta == made.meta
-        assert back.requests == [Request("vllm", 0, -5, 1, finish_reason="stop")]
+        assert back.requests == [Request("vllm", 0, -5, 1, finish_reason="stop", route="/v1/responses")]
         assert back.alerts[0] == (made.alerts[0], made.steps[150].start_ns, made.steps[156].end_ns)
         capture = back.capture()
         assert capture.meta["onset_ns"] == made.steps[150].start_ns and not back.notices
