@@ -26,9 +26,9 @@ def operators_of(
     A call whose start or end was not recorded is left out, so that every call that is there is whole. A call
     belongs to the step in whose time it began. Beyond ``most`` calls only every second, third, .. step (by
     its number) is kept, whole; what lies between steps goes then."""
-    if not seen.chunks or len(seen.readings) < 2:
+    if not len(seen.chunks) or len(seen.readings) < 2:
         return []
-    rows = np.concatenate(seen.chunks)
+    rows = np.concatenate(list(seen.chunks))
     times = _times(rows[:, 0], seen.readings)
     pointers = rows[:, 2] & ~1
     names, places = _names(rows[:, 1], seen)
