@@ -106,7 +106,8 @@ def test_durations_of_nothing_are_no_trouble() -> None:
     assert habit.usual is not None and habit.usual.long(step(1, 1.0))
 
 
-COUNT = st.none() | st.integers(0, 1 << 40)
+# Products stay below what a time in ns can be: the probe takes NULL, -2**63, into the sum.
+COUNT = st.none() | st.integers(0, 1 << 20)
 PRICE = st.integers(0, 1 << 40)
 
 
