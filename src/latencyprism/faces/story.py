@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any
 
-from latencyprism.faces import request_words, wording
+from latencyprism.faces import collective_words, request_words, wording
 from latencyprism.faces.contrast import Contrast, contrast
 from latencyprism.faces.wording import clean, ms, number, part_of
 from latencyprism.recorder import Capture
@@ -53,6 +53,9 @@ def tell(capture: Capture, path: str, count: int, whole: bool = False) -> Iterat
         if found is not None:
             yield from ("", *_contrast(found))
     yield from ("", *tell_verdict(capture.verdict))
+    met = list(collective_words.tell(capture))
+    if met:
+        yield from ("", *met)
     if count and capture.steps:
         yield from ("", *_slowest(capture, count))
     if count and capture.requests:

@@ -3,7 +3,8 @@
 Tracks: one process track per replica with ``steps``, ``phases`` and ``alerts`` beneath it and its counters,
 ``requests`` of a replica on lanes beside each other, and one process track per first part of a span's or
 counter's track. Flows go from a request to the first step that carried it, to the one that made its first
-token and to its last; and from a step to the calls that a worker made for it.
+token and to its last; from a step to the calls that a worker made for it; and between the ranks' parts in one
+collective operation.
 """
 
 from __future__ import annotations
@@ -117,8 +118,10 @@ def _span_slices(window: Window, book: TrackBook, flows: Flows) -> Iterator[Slic
     for place, span in enumerate(window.spans):
         details: list[tuple[str, Any]] = [] if span.step is None else [("step", span.step)]
         track = book.track(span.track or ("spans",))
-        launched = flows.of_span(place)
-        yield Slice(track, span.name, span.start_ns, span.end_ns, [*details, *span.details], (), launched)
+        yield Slice(
+            track, span.name, span.start_ns, span.end_ns, [*details, *span.details],
+            *flows.of_span(place, span),
+        )  # fmt: skip
 
 
 def _request_slices(window: Window, book: TrackBook) -> Iterator[Slice]:
