@@ -61,6 +61,7 @@ class Step(NamedTuple):
     major_faults: int | None = None
     xpu_busy_ns: int | None = None
     collective_ns: int | None = None
+    """Time in collectives, waiting for other ranks included, of the rank that ended last; captures alone."""
 
     @property
     def duration_ns(self) -> int:
