@@ -70,7 +70,7 @@ def test_a_capture_of_several_ranks_says_who_waited_for_whom(tmp_path: Path) -> 
     words = "\n".join(story.tell(back, "a.pftrace", 0))
     assert "COLLECTIVES of 2 ranks (tp): 18 all_reduce in 6 steps" in words
     assert "rank 1 (Worker 1 12) came last in 100% of 18; the other waited 0.18 ms a step for it" in words
-    assert "The others waited mostly for rank 1 (Worker 1 12)." in words
+    assert "So 100% of all waiting was for rank 1 (Worker 1 12)." in words
     assert len(back.operators) == 2  # they are drawn as they were
 
 

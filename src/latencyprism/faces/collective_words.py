@@ -37,11 +37,14 @@ def _group(group: dict[str, Any]) -> Iterator[str]:
         f"  an operation takes {_us(link)} once all ranks are there, the last comes {_us(spread)} "
         f"after the first (medians of {joined:,})"
     )
-    for rank in _rows(group, "ranks"):
-        if isinstance(rank, dict):
-            yield f"  {_rank(group, rank, max(size - 1, 1), steps, joined)}"
-    if group.get("waited_for") is not None:
-        yield f"  The others waited mostly for {_named(group, group['waited_for'])}."
+    ranks = [rank for rank in _rows(group, "ranks") if isinstance(rank, dict)]
+    for rank in ranks:
+        yield f"  {_rank(group, rank, max(size - 1, 1), steps, joined)}"
+    culprit = group.get("waited_for")
+    if culprit is not None:
+        shares = [_number(rank.get("caused_share")) for rank in ranks if rank.get("rank") == culprit]
+        share = "most" if not shares or shares[0] is None else f"{shares[0]:.0%}"
+        yield f"  So {share} of all waiting was for {_named(group, culprit)}."
 
 
 def _rank(group: dict[str, Any], told: dict[str, Any], others: int, steps: int, joined: int) -> str:
