@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.root]
 
 LAYERS = 4
 """Of the tiny model: each has two reductions, the embedding one, and the logits are gathered."""
-WINDOW_S, STOP_S, PERIOD_S, STOPS = 8.0, 0.03, 0.1, 30
+WINDOW_S, STOP_S, PERIOD_S, STOPS = 5.0, 0.03, 0.1, 30
 Stretch = tuple[int, int]
 
 
@@ -71,7 +71,7 @@ def recorded(server: Server, stopped: int, path: Path) -> tuple[Capture, list[St
             if armed and len(stops) < STOPS and next_stop <= now / 1e9 < capture.until_ns / 1e9 - 0.3:
                 next_stop = now / 1e9 + PERIOD_S
                 stops.append(stop(stopped))
-        capture.abandon(60.0)
+        capture.abandon(120.0)
     finally:
         watch.close()
     assert capture.result is not None and not capture.result.get("error"), capture.result
