@@ -7,9 +7,9 @@ Nothing of the engine is imported or run, and no body is kept. Usage:
     pip download --no-deps --only-binary :all: -d DIR PACKAGE==VERSION
     scripts/record_signatures.py ENGINE VERSION DIR/PACKAGE.whl --origin "package PACKAGE VERSION"
 
-or with an unpacked tree (a checkout; for SGLang its folder ``python``) in place of the wheel, and as origin
-its repository and tag or commit. Adds to tests/engines/signatures/ENGINE.json; a class that stayed the same
-from one version to the next is kept once.
+or with an unpacked tree (a checkout; for SGLang its folder ``python``, for TGI ``server``) in place of the
+wheel, and as origin its repository, tag and whole commit. Adds to tests/engines/signatures/ENGINE.json; a
+class that stayed the same from one version to the next is kept once.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ ALSO = {
         "transformers.generation.continuous_batching.requests:GenerationOutput",
     ),
     "sglang": (),
+    "tgi": (),
 }
 
 # Of a larger class only what some pack names is kept.

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latencyprism.agent.probe.vllm_compose import compose
-from latencyprism.agent.probe.vllm_follow import MAX_TURNS, Follower
+from latencyprism.agent.probe.vllm_follow import MAX_TURNS, Follower, route_of
 from latencyprism.agent.probe.vllm_sums import Sums
-from latencyprism.records import Request, ring
+from latencyprism.records import NULL, ROUTES, Request, ring
 from latencyprism.timeline.requests import RequestJoin
 
 MS = 1_000_000
@@ -239,6 +239,41 @@ def test_versions_that_do_not_tell_of_preemption(seed: int, arrivals: list[tuple
     engine = Engine(seed, sees_preemption=False, leaves_out=True)
     run(engine, arrivals)
     check(engine, told_when_paused=False)
+
+
+@pytest.mark.parametrize(
+    ("request_id", "route"),
+    [
+        ("chatcmpl-8f2e-1a2b3c4d", "/v1/chat/completions"),
+        ("cmpl-8f2e-0-1a2b3c4d", "/v1/completions"),
+        ("3_cmpl-8f2e-0-1a2b3c4d", "/v1/completions"),  # one of several answers
+        ("resp_8f2e_1-1a2b3c4d", "/v1/responses"),
+        ("0_resp_8f2e", "/v1/responses"),
+        ("embd-8f2e", None),
+        ("my own-cmpl-8f2e", None),
+        ("", None),
+        (17, None),
+    ],
+)
+def test_the_route_is_told_by_what_the_engine_puts_before_an_id(
+    request_id: object, route: str | None
+) -> None:
+    place = route_of(request_id)
+    assert (None if place == NULL else ROUTES[place]) == route
+
+
+def test_requests_carry_their_route() -> None:
+    engine = Engine(3, sees_preemption=True, leaves_out=False)
+    engine.follower.adopt(SimpleNamespace(requests=engine.requests))
+    for name in ("cmpl-1", "chatcmpl-2", "other-3"):
+        request = engine.requests[name] = Truth(name, 20, 3)
+        engine.waiting.append(request)
+    for _ in range(30):
+        engine.step()
+    routes = {engine.follower.log.hashed(name): name for name in ("cmpl-1", "chatcmpl-2", "other-3")}
+    assert {routes[record.request]: record.route for record in engine.records} == {
+        "cmpl-1": "/v1/completions", "chatcmpl-2": "/v1/chat/completions", "other-3": None,
+    }  # fmt: skip
 
 
 def test_sums_are_kept_where_they_can_be() -> None:

@@ -105,6 +105,8 @@ def test_what_is_seen_of_each_python_engine(engine: str) -> None:
         version = load_pack(engine).ranges[-1].since
         told = seen_of(Replica(engine, 0, (member,), version), True, [])
         assert any("every batch" in thing for thing in told["seen"])
+        assert any("queue" in thing for thing in told["seen"]) is (engine != "tgi")
+        assert any("queue" in thing for thing in told["not_seen"]) is (engine == "tgi")
         assert any("never read" in thing for thing in told["not_seen"])
         assert seen_of(Replica(engine, 0, (member,), version), False, [])["seen"] == []
     finally:

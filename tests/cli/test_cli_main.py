@@ -62,7 +62,7 @@ def test_bad_input_is_one_sentence_and_a_code(arguments: tuple[str, ...], code: 
 
 def test_packs_are_listed_with_their_versions() -> None:
     rows = json.loads(run("check", "--packs", "--json").stdout)["packs"]
-    assert {row["engine"] for row in rows} == {"vllm", "sglang", "transformers", "llama.cpp"}
+    assert {row["engine"] for row in rows} == {"vllm", "sglang", "transformers", "tgi", "llama.cpp"}
     assert all((row["from"] and row["below"]) or row["builds"] for row in rows)
     assert {row["engine"] for row in rows if row["verified"]} == {
         "vllm",

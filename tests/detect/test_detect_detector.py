@@ -320,3 +320,27 @@ def test_a_stutter_is_told_in_a_dive_too() -> None:
     late = steps[1600]._replace(end_ns=steps[1600].start_ns + int(3.2 * expected_ms * 1e6))
     firing = detector.observe(late, 0.14)
     assert firing is not None and firing.kind == "stall" and firing.level == "evidence"
+
+
+@pytest.mark.parametrize(("sd", "rho", "seconds", "paged"), [
+    (0.01, 0.0, 0.6, True), (0.19, 0.78, 0.6, False), (0.19, 0.78, 4.0, True),
+])  # fmt: skip
+def test_a_restless_machine_is_given_longer_before_anybody_is_called(
+    sd: float, rho: float, seconds: float, paged: bool
+) -> None:
+    """Steps four times as long for a while, on a calm stream and on one as restless as a small virtual
+    machine's: there half a second of that is no news worth a page."""
+    for seed in range(3):
+        detector, slow_ms, levels = Detector(), 0.0, set()
+        for step in steady(3000, base_ms=8.0, sd=sd, rho=rho, seed=seed):
+            if step.step >= 2000 and slow_ms < seconds * 1e3:
+                slow = step._replace(end_ns=step.start_ns + 4 * (step.end_ns - step.start_ns))
+                slow_ms += slow.duration_ms
+                firing = detector.observe(slow)
+            else:
+                firing = detector.observe(step)
+            if firing is not None and firing.kind == "shift":
+                levels.add((firing.level, step.step >= 2000))
+        assert (("page", True) in levels) == paged, (seed, levels)
+        assert ("page", False) not in levels
+        assert ("evidence", True) in levels

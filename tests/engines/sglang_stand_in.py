@@ -9,57 +9,16 @@ in the order in which results were processed), and waits for another line. Stand
 
 from __future__ import annotations
 
-import enum
 import json
-import re
 import sys
 import time
 import types
 from collections import deque
 
+from stand_in_classes import BEHAVIOUR, build
+
 CHUNK = 64
 SURE_ACCEPTED = 2  # drafts that a verification accepts of each request
-BEHAVIOUR: dict[str, object] = {}
-
-
-def build(recorded: dict, version: str) -> dict[str, type]:
-    """Classes by name, in modules of their own, with methods that have the recorded parameters."""
-    built: dict[str, type] = {}
-    of = recorded["versions"][version]["classes"]
-
-    def make(place: str) -> type:
-        if place in built:
-            return built[place]
-        module_name, name = place.split(":")
-        signature = recorded["signatures"][of[place]]
-        bases = tuple(make(base) for base in signature["bases"] if base in of)
-        if name == "ForwardMode":
-            names = [one for one in signature["attributes"] if one.isupper()]
-            made = enum.IntEnum(name, names)
-        else:
-            space = dict.fromkeys(signature["attributes"])
-            made = type(name, bases or (object,), {"__module__": module_name, **space})
-            for method, words in signature["methods"].items():
-                if not method.startswith("__") and " " not in words.split("(")[0].strip():
-                    setattr(made, method, method_of(name, method, words))
-        made.__module__ = module_name
-        module = sys.modules.setdefault(module_name, types.ModuleType(module_name))
-        setattr(module, name, made)
-        built[place] = made
-        return made
-
-    for place in of:
-        make(place)
-    return {place.split(":")[1]: made for place, made in built.items()}
-
-
-def method_of(owner: str, name: str, words: str) -> types.FunctionType:
-    inside = re.sub(r"=(?=[,)])", "=None", words[words.index("(") : words.rindex(")") + 1])
-    parameters = [p.strip().rstrip("=").lstrip("*") for p in words[words.index("(") + 1 : -1].split(",")]
-    given = ", ".join(f"{p}={p}" for p in parameters if p and p not in ("/", "self"))
-    space: dict = {"BEHAVIOUR": BEHAVIOUR}
-    exec(f"def {name}{inside}:\n    return BEHAVIOUR[{owner + '.' + name!r}](self, {given})", space)
-    return space[name]
 
 
 class Server:
@@ -79,7 +38,8 @@ class Server:
         scheduler = self.scheduler = object.__new__(classes["Scheduler"])
         scheduler.__dict__.update(
             running_batch=self.batch([]), waiting_queue=[], last_batch=None, chunked_req=None,
-            enable_overlap=self.overlap, max_total_num_tokens=10_000, spec_num_total_accepted_tokens=0,
+            enable_overlap=self.overlap, is_mixed_chunk=self.mixed, tp_size=1, pp_size=1, page_size=1,
+            chunked_prefill_size=CHUNK, max_total_num_tokens=10_000, spec_num_total_accepted_tokens=0,
             server_args=types.SimpleNamespace(speculative_num_draft_tokens=self.width or None),
             token_to_kv_pool_allocator=types.SimpleNamespace(available_size=self.free_tokens),
             tree_cache=types.SimpleNamespace(evictable_size=lambda: 0),
@@ -135,7 +95,11 @@ class Server:
         return batch
 
     def prefill(self):
-        scheduler, left, taken, lens, before = self.scheduler, CHUNK, [], [], []
+        scheduler, taken, lens, before = self.scheduler, [], [], []
+        running = scheduler.running_batch
+        running.reqs = [r for r in running.reqs if r.finished_reason is None]
+        left = scheduler.chunked_prefill_size - (len(running.reqs) if self.mixed else 0)
+        assert left > 0, "decodes took all of a chunk"
         chunked, scheduler.chunked_req = scheduler.chunked_req, None
         queue = [chunked] if chunked is not None else []
         while left and (queue or scheduler.waiting_queue):
@@ -154,8 +118,6 @@ class Server:
         batch = self.batch(taken, "EXTEND")
         batch.prefix_lens, batch.extend_lens = before, lens
         batch.chunked_req = scheduler.chunked_req
-        running = scheduler.running_batch
-        running.reqs = [r for r in running.reqs if r.finished_reason is None]
         if self.mixed and running.reqs:
             batch.forward_mode = self.mode["MIXED"]
             batch.decoding_reqs = running.reqs
@@ -302,7 +264,9 @@ def main() -> None:
             server.request(f"r{number}", prompt, 8 + number, 16 * (number % 2))
         )
     loop()
-    print(json.dumps({"batches": server.truth, "retracted": server.retracted}), flush=True)
+    said = {"batches": server.truth, "retracted": server.retracted}
+    said["chunk"] = server.scheduler.chunked_prefill_size
+    print(json.dumps(said), flush=True)
     sys.stdin.readline()
 
 

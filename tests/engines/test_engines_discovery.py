@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+import time
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,8 @@ from latencyprism.attach.process import Identity, ProcessInfo
 from latencyprism.engines import discovery
 from latencyprism.engines.llama_cpp import source
 from latencyprism.errors import TargetRefused
+
+real_told_rank = discovery._told_rank
 
 
 def process(pid: int, ppid: int, *arguments: str, comm: str = "python") -> ProcessInfo:
@@ -57,6 +61,34 @@ MACHINE = [
     process(95, 1, "VLLM::DPEngineCore_1"),
     process(96, 95, "VLLM::DPEngineCore_1_TP0"),
     process(97, 95, "VLLM::DPEngineCore_1_TP1"),
+    # TGI with two shards, and one without; started by a launcher each.
+    process(100, 1, "text-generation-launcher", "--num-shard", "2"),
+    process(
+        101,
+        100,
+        "/t/bin/python",
+        "/t/bin/text-generation-server",
+        "serve",
+        "m",
+        "--uds-path",
+        "/a",
+        "--sharded",
+    ),
+    process(
+        102,
+        100,
+        "/t/bin/python",
+        "/t/bin/text-generation-server",
+        "serve",
+        "m",
+        "--uds-path",
+        "/a",
+        "--sharded",
+    ),
+    process(103, 100, "text-generation-router", "serve"),
+    process(104, 1, "/t/bin/python", "-m", "text_generation_server.cli", "serve", "m"),
+    process(105, 1, "/t/bin/python", "/t/bin/text-generation-server", "download-weights", "serve"),
+    process(106, 1, "bash", "-c", "text-generation-server serve m"),
     process(91, 90, "/v/bin/python", "-c", "from multiprocessing.spawn import spawn_main; spawn_main()"),
 ]
 
@@ -66,6 +98,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(discovery, "list_processes", lambda: MACHINE)
     monkeypatch.setattr(discovery, "read_process", lambda pid: None)
     monkeypatch.setattr(discovery, "library_of", lambda pid: None)
+    monkeypatch.setattr(discovery, "_told_rank", lambda pid: {101: 1}.get(pid, 0))
     monkeypatch.setattr(
         discovery, "distribution_version", lambda pid, names: "0.9.2" if pid in (50, 51) else "1.0"
     )
@@ -73,7 +106,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_replicas_and_roles() -> None:
     found = {r.engine_pid: r for r in discovery.discover()}
-    assert sorted(found) == [11, 12, 20, 40, 51, 61, 72, 73, 95]
+    assert sorted(found) == [11, 12, 20, 40, 51, 61, 72, 73, 95, 102, 104]
     assert [(m.pid, m.role, m.rank) for m in found[95].members] == [
         (95, "engine", 0), (96, "worker", 0), (97, "worker", 1),
     ]  # fmt: skip
@@ -83,7 +116,7 @@ def test_replicas_and_roles() -> None:
     ]  # fmt: skip
     assert found[11].ranks == {"DP": 0} and found[12].ranks == {"DP": 1}
     assert found[40].members[0].role == "engine+worker"
-    assert len({r.number for r in found.values()}) == 9
+    assert len({r.number for r in found.values()}) == 11
     assert [(m.pid, m.role, m.rank) for m in found[51].members] == [
         (51, "engine", 0), (53, "worker", 0), (54, "worker", 1), (50, "api", 0),
     ]  # fmt: skip
@@ -101,15 +134,50 @@ def test_schedulers_of_sglang_are_told_by_their_titles() -> None:
     assert (found[72].ranks, found[73].ranks) == ({"DP": 0}, {"DP": 1})
 
 
+def test_shards_of_tgi_are_told_by_their_command_and_ranked_by_their_environment() -> None:
+    found = {r.engine_pid: r for r in discovery.discover() if r.engine == "tgi"}
+    assert [(m.pid, m.role, m.rank) for m in found[102].members] == [(102, "engine", 0), (101, "worker", 1)]
+    assert [(m.pid, m.role) for m in found[104].members] == [(104, "engine")]
+    assert found[102].roles() == {102: "shard", 101: "shard 1"}
+
+
+def test_of_an_environment_only_the_rank_is_looked_at() -> None:
+    told_rank = real_told_rank
+    for variables, rank in (
+        ({"RANK": "3"}, 3),
+        ({"LOCAL_RANK": "3"}, 0),
+        ({"RANK": "x"}, 0),
+        ({"RANK": "3;rm"}, 0),
+    ):
+        with subprocess.Popen(["sleep", "60"], env={"A": "b", **variables, "C": "d"}) as sleeper:
+            try:
+                about = Path(f"/proc/{sleeper.pid}/cmdline")
+                while b"60" not in about.read_bytes():  # what it has of its own is there a little later
+                    time.sleep(0.001)
+                assert told_rank(sleeper.pid) == rank
+            finally:
+                sleeper.kill()
+    assert told_rank(1 << 22) == 0
+
+
 @pytest.mark.parametrize(
     ("pid", "engines"),
-    [(13, [11]), (11, [11]), (10, [11, 12]), (20, [20]), (15, [12]), (62, [61]), (70, [72, 73])],
+    [
+        (13, [11]),
+        (11, [11]),
+        (10, [11, 12]),
+        (20, [20]),
+        (15, [12]),
+        (62, [61]),
+        (70, [72, 73]),
+        (101, [102]),
+    ],
 )
 def test_any_process_of_an_engine_names_it(pid: int, engines: list[int]) -> None:
     assert [r.engine_pid for r in discovery.discover(pid)] == engines
 
 
-@pytest.mark.parametrize("pid", [21, 30, 31, 52, 57, 63, 80, 90, 91])
+@pytest.mark.parametrize("pid", [21, 30, 31, 52, 57, 63, 80, 90, 91, 100, 103, 105, 106])
 def test_other_processes_are_refused(pid: int) -> None:
     with pytest.raises(TargetRefused, match="not a known engine"):
         discovery.discover(pid)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from latencyprism.agent.knobs import KnobOrders
 from latencyprism.engines.discovery import discover
 from latencyprism.engines.packs import load_pack
 from latencyprism.records import Step
@@ -167,3 +168,53 @@ def test_a_version_with_other_fields_is_told_at_attach() -> None:
     for name in ("ScheduleBatch.forward_iter", "sglang.srt.managers.utils.GenerationBatchResult"):
         assert name in message
     assert "ScheduleBatch.reqs" not in message
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("loop", ["normal", "overlap"])
+def test_chunks_are_made_smaller_on_order_and_as_before_after_it(version: str, loop: str) -> None:
+    with stand_in(version, f"{loop} mixed") as process:
+        source = attached(process, version)
+        orders = KnobOrders(source.engine_session)
+        number = orders.order(tokens=40)
+        steps, said = serve(process, source)
+        state = orders.state()
+        health = source.health()[process.pid]
+        assert (health["errors"], health["dropped"], health["message"]) == (0, 0, "")
+        assert (state.done, state.tokens, state.tokens_was, state.sequences) == (number, 40, 64, None)
+        assert said["chunk"] == 40
+        compare(steps, said)
+        totals = [(step.prefill_tokens or 0) + (step.decode_tokens or 0) for step in steps]
+        assert totals[0] == 64  # launched before the order could be carried out
+        later = [total for step, total in zip(steps[2:], totals[2:]) if step.prefill_tokens]
+        assert later and max(later) == 40
+        source.close()  # which puts it back
+
+
+def test_with_the_probe_the_chunk_comes_back() -> None:
+    with stand_in(VERSIONS[-1], "normal mixed") as process:
+        source = attached(process, VERSIONS[-1])
+        orders = KnobOrders(source.engine_session)
+        orders.order(tokens=1)
+        _, said = serve(process, source)
+        # Never below what decodes take and two pages and 16 tokens.
+        assert isinstance(said["chunk"], int) and 16 < said["chunk"] < 40
+        orders.release()
+        time.sleep(0.05)
+        assert orders.state().tokens_was == 64
+        source.close()
+
+
+@pytest.mark.parametrize(
+    ("scenario", "why"), [("normal", "--enable-mixed-chunk"), ("overlap", "--enable-mixed-chunk")]
+)
+def test_where_smaller_chunks_would_not_help_they_are_left_alone(scenario: str, why: str) -> None:
+    with stand_in(VERSIONS[-1], scenario) as process:
+        source = attached(process, VERSIONS[-1])
+        orders = KnobOrders(source.engine_session)
+        orders.order(tokens=20)
+        steps, said = serve(process, source)
+        assert orders.refused and said["chunk"] == 64
+        assert any(why in text for text in source.notices())
+        compare(steps, said)
+        source.close()

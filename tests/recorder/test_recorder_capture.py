@@ -16,6 +16,7 @@ from latencyprism.records import (
     FINISH_REASONS,
     PHASES,
     REQUEST_COLUMNS,
+    ROUTES,
     STEP_COLUMNS,
     Counter,
     Request,
@@ -46,6 +47,7 @@ def requests(draw: st.DrawFn) -> Request:
     engine = draw(st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=16))
     rest: dict[str, object] = {name: draw(maybe) for name in REQUEST_COLUMNS[3:]}
     rest["finish_reason"] = draw(st.none() | st.sampled_from(FINISH_REASONS))
+    rest["route"] = draw(st.none() | st.sampled_from(ROUTES))
     return Request(engine, draw(int64), draw(int64), **rest)  # type: ignore[arg-type]
 
 

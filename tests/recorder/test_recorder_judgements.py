@@ -18,6 +18,7 @@ def test_every_field_of_an_alert_comes_back() -> None:
         capture="a.pftrace",
         verdict={"cause": "none"},
         detectable={"cpu": 1.5},
+        machine={"steal_share": 0.25, "frequency_ratio": None, "explains": 0.5},
     )
     empty = [field.name for field in fields(Alert) if getattr(told, field.name) is None]
     assert empty == [], "a field that is new must be filled here, and read by alert_from_dict"

@@ -45,12 +45,12 @@ def test_what_was_written_reads_back_exactly_while_it_is_being_written_and_after
     written = Tape(folder, "vllm-812-99")
     try:
         record(written, made)
-        written.add_request(Request("vllm", 0, -5, 1, finish_reason="stop"))
+        written.add_request(Request("vllm", 0, -5, 1, finish_reason="stop", route="/v1/responses"))
         written.add_alert(made.alerts[0], made.steps[150].start_ns, made.steps[156].end_ns)
         back = read_tape(written.path, FOREVER_NS)
         assert (back.steps, back.spans, back.counters) == (made.steps, made.spans, made.counters)
         assert back.expected_ms == made.expected_ms and back.meta == made.meta
-        assert back.requests == [Request("vllm", 0, -5, 1, finish_reason="stop")]
+        assert back.requests == [Request("vllm", 0, -5, 1, finish_reason="stop", route="/v1/responses")]
         assert back.alerts[0] == (made.alerts[0], made.steps[150].start_ns, made.steps[156].end_ns)
         capture = back.capture()
         assert capture.meta["onset_ns"] == made.steps[150].start_ns and not back.notices
@@ -273,3 +273,31 @@ def test_a_flight_recorder_hands_everything_to_its_tape(folder: Path) -> None:
         recorder.tape.close()
     assert (back.steps, back.spans, back.counters) == (made.steps, made.spans, made.counters)
     assert back.expected_ms == made.expected_ms
+
+
+def test_a_copy_of_a_dead_watcher_does_not_keep_its_tape(tmp_path: Path) -> None:
+    """As one that packs a capture at low priority, long after the watcher itself was killed."""
+    told_fd, tell_fd = os.pipe()
+    watcher = os.fork()
+    if watcher == 0:
+        tape = Tape(tmp_path, "vllm-1-1")
+        copy = os.fork()
+        if copy == 0:
+            os.closerange(3, tell_fd)
+            os.closerange(tell_fd + 1, 1 << 16)
+            os.write(tell_fd, f"{os.getpid()}\n".encode())
+            time.sleep(60)
+            os._exit(0)
+        time.sleep(60)
+        os._exit(int(tape.refused))
+    copy = int(os.read(told_fd, 20))
+    (path,) = tmp_path.glob("*.tape")
+    assert HeldTape.take(path) is None
+    os.kill(watcher, signal.SIGKILL)
+    os.waitpid(watcher, 0)
+    held = HeldTape.take(path)
+    os.kill(copy, signal.SIGKILL)
+    os.close(told_fd)
+    os.close(tell_fd)
+    assert held is not None
+    held.close()

@@ -19,13 +19,14 @@ from typing import Any, cast
 import pytest
 
 from latencyprism.agent.knobs import LEASE_S, KnobOrders, KnobState
+from latencyprism.detect import Detector
 from latencyprism.engines.discovery import discover
 from latencyprism.lab.load import Load
 from latencyprism.lab.profiles import Length, Profile
 from latencyprism.lab.serve import Server
-from latencyprism.records import Request, Step, Window
+from latencyprism.records import Request, Step, Window, ring
 from latencyprism.sentinel import slo_watch
-from latencyprism.sentinel.guard_watch import GuardOptions, GuardWatch
+from latencyprism.sentinel.guard_watch import GuardOptions, GuardWatch, not_to_be_shaped
 from latencyprism.sentinel.replica_watch import ReplicaWatch
 from latencyprism.sentinel.server_names import ServerNames
 from latencyprism.sentinel.slo_watch import SloWatch
@@ -112,6 +113,39 @@ class Along:
         for one in self.members:
             one.detached(self.watch)
             one.close()
+
+
+@pytest.mark.parametrize(
+    ("engine", "titles", "said"),
+    [
+        ("vllm", ["VLLM::EngineCore", "VLLM::Worker_TP0"], ""),
+        ("sglang", ["sglang::scheduler"], ""),
+        ("sglang", ["sglang::scheduler_DP1"], ""),
+        ("sglang", ["sglang::scheduler_TP0", "sglang::scheduler_TP1"], "one rank"),
+        ("sglang", ["sglang::scheduler_DP1_TP1_EP1"], "one rank"),  # the others are on another machine
+        ("sglang", ["sglang::scheduler_ATTN_TP1"], "one rank"),
+        ("transformers", ["python"], "vLLM or SGLang"),
+    ],
+)
+def test_which_engines_may_be_shaped(engine: str, titles: list[str], said: str) -> None:
+    members = [SimpleNamespace(role="engine", process=SimpleNamespace(cmdline=[title])) for title in titles]
+    members.append(SimpleNamespace(role="api", process=SimpleNamespace(cmdline=["x_TP0"])))
+    text = not_to_be_shaped(cast(Any, SimpleNamespace(engine=engine, members=members)))
+    assert (said in text) if said else text == ""
+
+
+def test_objectives_by_route_are_left_out_where_no_route_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = TEXT + "[[objective]]\nroute = '/v1/completions'\ntpot_p95 = '< 5 ms'\n"
+    by_vllm = Along(monkeypatch, text)
+    assert len(by_vllm.slo.served[4242].accounts) == 3
+    assert [one.route for one in by_vllm.slo.served[4242].foretold] == [None, None]
+    along = Along(monkeypatch, text)
+    other = watch_of(4343)
+    other.replica.engine = "transformers"  # type: ignore[misc]
+    along.slo.attached(other)
+    assert [a.objective.route for a in along.slo.served[4343].accounts] == [None, None]
+    (said,) = [event["text"] for event in along.events if event["event"] == "notice"]
+    assert "tpot_p95@/v1/completions" in said and "a port of its own" in said
 
 
 def test_a_burning_budget_pages_once_with_words(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,6 +354,7 @@ def test_knobs_of_a_live_vllm_are_turned_and_go_back(steps_go_on: Server) -> Non
 HOLDER = """
 import sys, time
 from latencyprism.agent.knobs import KnobOrders
+from latencyprism.detect import Detector
 from latencyprism.engines.discovery import discover
 from latencyprism.sentinel.targets import attach
 source = attach(discover(int(sys.argv[1]))[0]).source
@@ -406,3 +441,38 @@ def test_the_guard_shapes_a_live_vllm_and_takes_it_back(steps_go_on: Server, tmp
     assert effects and effects[-1]["after"]["steps"] > 0 and effects[-1]["before"]["steps"] > 0
     assert [e for e in events if e["event"] == "forecast"]
     assert knobs_now(steps_go_on) == before
+
+
+def test_the_guard_shapes_sglang_by_its_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No request of it is followed: full steps say that prompts wait, and its decodes that somebody does."""
+    words = [0] * 64
+    header = SimpleNamespace(
+        header=words.__getitem__, set_header=words.__setitem__, readings_off=list, lost=0
+    )
+    source = object.__new__(PythonSource)
+    source._engine_pid = 4242
+    source._sessions = {4242: cast(Any, SimpleNamespace(ring=header))}
+    source.requests = cast(Any, SimpleNamespace(under_way=list))
+    along = Along(monkeypatch, "period = '1h'\ntpot_p95 = '< 50 ms'", actions=("shape",))
+    detector = Detector()
+    title = SimpleNamespace(role="engine", process=SimpleNamespace(cmdline=["sglang::scheduler"]))
+    watch = along.watch
+    watch.replica.engine, watch.replica.members = "sglang", (title,)  # type: ignore[misc,assignment]
+    watch.attachment.source, watch.detector = source, detector
+    for member in along.members:
+        member.attached(watch)
+    assert not [e for e in along.events if e["event"] == "guard" and e.get("state") == "refused"][1:]
+    at = time.monotonic_ns() - 100 * S
+    for number in range(400):
+        prefill = 0 if number % 4 else 1016 if number % 8 else 200
+        took = int((10.0 + 0.4 * prefill) * 1e6)
+        step = Step("sglang", 0, 0, number, at, at + took, None, 8 + (prefill > 0), int(prefill > 0), 8,
+                    prefill, 8, 0, 8000, prefill * 600, running=8, waiting=2)  # fmt: skip
+        at += took + 100_000
+        detector.observe(step)
+        for member in along.members:
+            member.window(watch, Window([step]), [])
+    told = [event for event in along.events if event["event"] == "guard" and event["state"] == "on"]
+    assert told and 16 < told[0]["tokens"] < 512 and told[0]["tokens_whole"] == 1024
+    assert told[0]["estimate"]["step_ms"] < 0.6 * told[0]["estimate"]["step_ms_before"]
+    assert words[ring.H_KNOB_TOKENS] == told[-1]["tokens"]

@@ -23,6 +23,7 @@ def replica(engine: str, *words: str, role: str = "api") -> Replica:
         ("vllm", "vllm serve org/m --served-model-name a b --port=9", {"a", "b"}, 9),
         ("vllm", "vllm serve --model=org/m", {"org/m"}, 8000),
         ("sglang", "python -m sglang.launch_server --model-path x", {"x"}, 30000),
+        ("tgi", "python /t/bin/text-generation-server serve org/m --uds-path /tmp/s", {"org/m"}, None),
         ("llama.cpp", "llama-server --port soon", set(), 8080),
         ("vllm", "", set(), 8000),
         ("unknown", "python x.py --served-model-name", set(), None),

@@ -63,7 +63,9 @@ def test_a_good_file_is_read() -> None:
         ("ttft_p5 = '< 2 s'", "no percentile"),
         ("ttft_p995555 = '< 2 s'", "no percentile"),
         ("tft_p99 = '< 2 s'", "unknown key"),
-        ("route = '/v1'", "route"),
+        ("[[objective]]\nroute = '/gold/v1'\nttft = '< 1 s'", "known: /v1/chat/completions, /v1/completions"),
+        ("[[objective]]\nroute = ['/v1/completions']\nttft = '< 1 s'", "a port of its own"),
+        ("[[objective]]\nroute = '/v1/completions'", "without an objective"),
         ("ttft_p99 = '< 2 s'\nttft = '< 3 s'", "two objectives"),
         ("ttft_p99 = '< 2 s'\nttft_p50 = '< 3 s'", "is below"),
         ("period = 30\nttft_p99 = '< 2 s'", "no length of time"),
@@ -91,6 +93,37 @@ def test_nonsense_is_told(text: str, said: str) -> None:
     with pytest.raises(BadInput) as caught:
         parse_objectives(text, "slo.toml")
     assert said in str(caught.value) and "slo.toml" in str(caught.value)
+
+
+BY_ROUTE = """
+ttft = "< 2 s"
+[[objective]]
+route = "/v1/chat/completions"
+tenant = "people"
+ttft = "< 1 s"
+[[objective]]
+route = "/v1/completions"
+port = 8001
+ttft = "< 30 s"
+"""
+
+
+def test_objectives_by_route_are_of_their_requests_alone() -> None:
+    found = parse_objectives(BY_ROUTE)
+    every, chat, batch = found.objectives
+    assert [one.label for one in (every, chat, batch)] == [
+        "ttft_p99", "ttft_p99@/v1/chat/completions", "ttft_p99@8001:/v1/completions",
+    ]  # fmt: skip
+    slow = Request("vllm", 0, 1, 0, ttft_ns=5_000_000_000, route="/v1/chat/completions")
+    other, unknown = slow._replace(route="/v1/completions"), slow._replace(route=None)
+    for request, judged in ((slow, chat), (other, batch)):
+        assert [one.judge(request) is not None for one in (chat, batch)] == [judged is chat, judged is batch]
+    chat_judged, batch_judged = chat.judge(slow), batch.judge(other)
+    assert chat_judged is not None and chat_judged.violated
+    assert batch_judged is not None and not batch_judged.violated
+    assert chat.judge(unknown) is None and every.judge(unknown) is not None
+    rules = prometheus_rules(found)
+    assert "ttft_p99@/v1/chat/completions" in rules and 'tenant: "people"' in rules
 
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:

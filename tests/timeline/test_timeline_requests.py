@@ -73,7 +73,7 @@ def test_preemption_makes_one_long_interval() -> None:
 
 def test_the_api_process_tells_arrival_and_delivery() -> None:
     join = RequestJoin("vllm", 0)
-    told(join, (ring.REQUEST_RECEIVED, A, 3 * MS, 777, 4 * MS))
+    told(join, (ring.REQUEST_RECEIVED, A, 3 * MS, 777, 4 * MS, 1))
     told(join, (ring.REQUEST_ADDED, A, 5 * MS, 6 * MS, 9, 0), (ring.REQUEST_SCHEDULED, A, 0, 0))
     told(join, (ring.REQUEST_TOKENS, A, 0))
     ran(join, 20, 30, first=0)
@@ -83,6 +83,7 @@ def test_the_api_process_tells_arrival_and_delivery() -> None:
     told(join, (ring.REQUEST_DELIVERED, 0, 33 * MS, 35 * MS, 30 * MS - 7, 1))
     request = only(join.ready(36 * MS, api=True))
     assert (request.arrival_ns, request.client_request) == (3 * MS, 777)
+    assert request.route == "/v1/completions"
     assert (request.ttft_ns, request.e2e_ns) == (19 * MS, 32 * MS)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from latencyprism.records import ring
 from latencyprism.records.step import NULL
 
-READERS = ("vllm", "sglang", "transformers", "anchor")
+READERS = ("vllm", "sglang", "transformers", "tgi", "anchor")
 
 TEXT_NAME = "<latencyprism>"
 """The file name of the probe's code, in tracebacks and for telling its frames from others."""

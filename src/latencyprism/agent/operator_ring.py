@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latencyprism.agent import operator_code as code
+from latencyprism.agent.record_spool import RecordSpool
 from latencyprism.attach.memory import read_memory, read_scattered
 from latencyprism.errors import TargetRefused
 
@@ -78,7 +79,7 @@ class OperatorRecords:
     ``threads``: number in the target's namespace by thread pointer, as far as it could be told."""
 
     pid: int
-    chunks: list[npt.NDArray[np.int64]] = field(default_factory=list)
+    chunks: list[npt.NDArray[np.int64]] | RecordSpool = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
     threads: dict[int, int] = field(default_factory=dict)
     readings: list[tuple[int, int]] = field(default_factory=list)
@@ -87,6 +88,15 @@ class OperatorRecords:
     limited: bool = False
     lapsed: bool = False
     """The probe went before its time: its lease was not renewed in time."""
+    refused: str = ""
+    """Why some could not be kept, in words; they count as lost."""
+
+    def keep(self, rows: npt.NDArray[np.int64]) -> None:
+        try:
+            self.chunks.append(rows)
+        except OSError as error:
+            self.lost += len(rows)
+            self.refused = error.strerror or str(error)
 
 
 class OperatorRing:
@@ -122,8 +132,9 @@ class OperatorRing:
         # The whole word at once: `pack_into` writes zeros first, and a deadline of zero lies in the past.
         self._map[index * 8 : index * 8 + 8] = struct.pack("@q", value)
 
-    def copy(self, into: OperatorRecords) -> None:
-        """Take over what came in since the last time."""
+    def copy(self, into: OperatorRecords) -> list[npt.NDArray[np.int64]]:
+        """Take over what came in since the last time; returns it, too."""
+        taken: list[npt.NDArray[np.int64]] = []
         head = min(self.word(code.HEAD), self.limit)
         if head - self._read > code.SLOTS:
             into.lost += head - code.SLOTS - self._read
@@ -131,11 +142,16 @@ class OperatorRing:
         while self._read < head:
             first = self._read % code.SLOTS
             size = min(head - self._read, code.SLOTS - first)
-            if not self._copy_stretch(first, size, into):
+            if not self._copy_stretch(first, size, into, taken):
                 break
         into.limited = self._read >= self.limit
+        for rows in taken:
+            into.keep(rows)
+        return taken
 
-    def _copy_stretch(self, first: int, size: int, into: OperatorRecords) -> bool:
+    def _copy_stretch(
+        self, first: int, size: int, into: OperatorRecords, taken: list[npt.NDArray[np.int64]]
+    ) -> bool:
         """False if a record in it is still being written: the rest is for the next time."""
         assert self._map is not None
         at = code.HEADER_BYTES + first * code.RECORD_BYTES
@@ -154,9 +170,9 @@ class OperatorRing:
         self._read += len(rows)
         into.lost += int((~good).sum())
         if good.all():
-            into.chunks.append(rows)
+            taken.append(rows)
         elif good.any():
-            into.chunks.append(rows[good])
+            taken.append(rows[good])
         return whole
 
     def close(self) -> None:
@@ -178,6 +194,13 @@ class OperatorRing:
         self._map = None
         os.close(self._fd)
 
+    def _written(self, first: int, head: int) -> bool:
+        """Whether all that was claimed from ``first`` on is there; the ring is large, and not copied."""
+        assert self._map is not None
+        words = np.frombuffer(self._map, dtype="<i8", offset=code.HEADER_BYTES).reshape(-1, 4)
+        claimed = np.arange(first, head)
+        return bool((words[claimed % code.SLOTS, 3] == claimed + 1).all())
+
     def _settled(self) -> bool:
         assert self._map is not None
         self.set(code.DEADLINE_TSC, 0)
@@ -186,9 +209,7 @@ class OperatorRing:
             time.sleep(0.001)  # whoever claims from here on sees that limit
             head = min(self.word(code.HEAD), self.limit)
             first = max(head - code.SLOTS, 0)
-            claimed = np.arange(first, head)
-            words = np.frombuffer(self._map[code.HEADER_BYTES :], dtype="<i8").reshape(-1, 4)
-            if (words[claimed % code.SLOTS, 3] == claimed + 1).all():
+            if self._written(first, head):
                 return True
         return False
 

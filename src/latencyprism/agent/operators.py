@@ -22,6 +22,7 @@ from latencyprism.agent import operator_code as code
 from latencyprism.agent.assemble import bootstrap, pack
 from latencyprism.agent.operator_build import Build
 from latencyprism.agent.operator_ring import RING_BYTES, OperatorRecords, OperatorRing, TscClock, name_of
+from latencyprism.agent.record_spool import RecordSpool
 from latencyprism.attach.inject import Injector
 from latencyprism.attach.memory import read_memory
 from latencyprism.attach.shared_folder import owner_of, shared_folder
@@ -61,16 +62,19 @@ class Addresses:
 
 class OperatorProbe:
     """Armed from construction until ``seconds`` have passed, ``close`` or the limit of records; ``drain``
-    must be called again within ``lease_s``, or the probe goes. Not for several threads at once."""
+    must be called again within ``lease_s``, or the probe goes. ``spool``: where records are kept, else in
+    memory. Not for several threads at once."""
 
     def __init__(
         self, injector: Injector, build: Build, seconds: float, *, clock: TscClock | None = None,
-        limit: int = LIMIT_RECORDS, lease_s: float = LEASE_S,
+        limit: int = LIMIT_RECORDS, lease_s: float = LEASE_S, spool: RecordSpool | None = None,
     ) -> None:  # fmt: skip
         self.pid = injector.pid
         self.clock = clock or TscClock()
         self.clock.forget()
         self.records = OperatorRecords(self.pid)
+        if spool is not None:
+            self.records.chunks = spool
         self._schemas, self._pointers = Addresses(), Addresses()
         self._until_ns = time.monotonic_ns() + int(seconds * 1e9)
         self._lease_ns = int(lease_s * 1e9)
@@ -110,9 +114,7 @@ class OperatorProbe:
         if not self.ring.open:
             return
         now_ns = time.monotonic_ns()
-        before = len(self.records.chunks)
-        self.ring.copy(self.records)
-        for chunk in self.records.chunks[before:]:
+        for chunk in self.ring.copy(self.records):
             self._learn(chunk)
         self.clock.read()
         if now_ns < self._until_ns:

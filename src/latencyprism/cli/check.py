@@ -118,10 +118,10 @@ def _condition(condition: Condition) -> dict[str, Any]:
 
 def _print(report: dict[str, Any]) -> None:
     if not report["engines"]:
+        print("No engine found. Looked for vLLM, SGLang, TGI, Transformers (serve --continuous-batching),")
         print(
-            "No engine found. Looked for vLLM, SGLang, Transformers (serve --continuous-batching), llama.cpp;"
+            "llama.cpp; an engine of another user may be out of sight without that user's rights, or root's."
         )
-        print("an engine of another user may be out of sight without that user's rights, or root's.")
     for engine in report["engines"]:
         who = ", ".join(f"{role} {pid}" for pid, role in engine["processes"].items())
         print(f"{engine['engine']} {engine['version'] or ''}".rstrip() + f": {who}")

@@ -25,7 +25,9 @@ def seen_of(replica: Replica, met: bool, kernel: list[dict[str, Any]]) -> dict[s
         seen = ["iterations: when and how long, once their function is found"]
         missing = ["what they are made of (requests, tokens)", "single requests"]
     else:
-        seen, missing = _by_pack(replica, load_pack(replica.engine).choose(replica.version)[0])
+        pack = load_pack(replica.engine)
+        seen, missing = _by_pack(replica, pack.choose(replica.version)[0])
+        missing += pack.untold
     lacking = [one["name"] for one in kernel if one["name"] in _FOR_SCHEDULING and not one["ok"]]
     if lacking:
         missing.append(f"scheduler events in a capture ({', '.join(lacking)}: see below)")
@@ -36,7 +38,9 @@ def seen_of(replica: Replica, met: bool, kernel: list[dict[str, Any]]) -> dict[s
 
 def _by_pack(replica: Replica, entry: PackRange) -> tuple[list[str], list[str]]:
     roles = [part for member in replica.members for part in member.role.split("+")]
-    seen = ["every batch: when, how long, its requests and tokens, prompt and decode, queue and cache"]
+    seen = ["every batch: when, how long, its requests and tokens, prompt and decode"]
+    if not load_pack(replica.engine).untold:
+        seen[0] += ", queue and cache"
     missing = []
     if "worker" in roles:
         seen.append(f"the model's execution in each worker ({roles.count('worker')})")

@@ -28,7 +28,8 @@ def run(args: argparse.Namespace) -> int:
     rows = [
         {
             "objective": one.label, "limit_ms": one.limit_ns / 1e6, "share": one.share,
-            "period_s": one.period_s, "model": one.model, "port": one.port, "tenant": one.tenant,
+            "period_s": one.period_s, "model": one.model, "port": one.port, "route": one.route,
+            "tenant": one.tenant,
             "windows": [window._asdict() for window in found.windows_of(one)],
         }
         for one in found.objectives

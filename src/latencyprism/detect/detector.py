@@ -206,7 +206,7 @@ class Detector:
         shift, stall, stall_page, shift_page, lost = fired
         self._page_held_ms = self._page_held_ms + observed if shift_page else 0.0
         lasted_ms = self._clock_ms - self._page.since
-        if shift_page and (lasted_ms < settings.page_dwell_ms or self._page_held_ms < settings.page_hold_ms):
+        if shift_page and (lasted_ms < self._dwell_ms() or self._page_held_ms < settings.page_hold_ms):
             # A page is evidence too, and is told as such until it has lasted.
             shift, shift_page = True, False
             self._evidence.onset = self._page.onset
@@ -229,6 +229,11 @@ class Detector:
             kind, onset = "stall", number
         late_ms = found.ms * expm1(stretch)
         return self._fire(number, paged, kind, onset, observed, found, late_ms)
+
+    def _dwell_ms(self) -> float:
+        settings = self.settings
+        drift = self._page.by_drift / settings.page.fast_slack
+        return settings.page_dwell_ms * min(max(drift, 1.0), settings.page_dwell_most)
 
     def _for_length(self, limit: float, expected_ms: float, work: Work) -> float:
         """The tail's limit for a step of this length. What makes a lone step slow (a preemption, a fault)

@@ -44,6 +44,9 @@ class Settings:
     page_dwell_ms: float = 300.0
     """Stream time since its onset after which a shift may page: nobody is called for a wobble that is over
     before it could be looked at. Evidence tells of it at once."""
+    page_dwell_most: float = 5.0
+    """On a restless machine, whose own drift rules a page's slack, bursts of half a second are its normal
+    run: the dwell grows with the drift, up to so many times."""
     page_hold_ms: float = 100.0
     """Stream time for which the page test must hold, so that a level just at the limit does not page."""
     stutter_ms: float = 40.0

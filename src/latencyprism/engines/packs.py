@@ -17,7 +17,7 @@ from typing import Any
 
 from latencyprism.tomlfile import parse_toml
 
-PYTHON_ENGINES = ("vllm", "sglang", "transformers")
+PYTHON_ENGINES = ("vllm", "sglang", "transformers", "tgi")
 
 Hook = tuple[str, str, str]
 """(module, class or several joined by ``|``, method)."""
@@ -67,12 +67,13 @@ class PackRange:
 
 @dataclass(frozen=True)
 class Pack:
-    """All ranges of one engine, oldest first."""
+    """All ranges of one engine, oldest first. ``untold``: what no version of it tells, in words."""
 
     engine: str
     reader: str
     distributions: tuple[str, ...]
     ranges: tuple[PackRange, ...]
+    untold: tuple[str, ...] = ()
 
     def covers(self, version: str | None) -> bool:
         """False for a version outside all ranges: what it needs is not known, only the generic way is
@@ -151,4 +152,5 @@ def load_pack(engine: str) -> Pack:
         table["reader"],
         tuple(table["distributions"]),
         tuple(_range(table, entry) for entry in table["range"]),
+        tuple(map(str, table.get("untold", ()))),
     )

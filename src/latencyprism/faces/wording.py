@@ -9,6 +9,7 @@ _KIND_WORDS = {
     "stall": "one step took far longer than its workload explains",
     "slo": "the latency objective is in danger",
     "silence": "the engine went silent",
+    "straggler": "one rank became slower than the others",
 }
 
 CAUSE_WORDS = {
@@ -112,6 +113,8 @@ def alert_sentence(alert: Alert) -> str:
     what = _KIND_WORDS.get(alert.kind, f"alert of kind {clean(alert.kind, 40)}")
     if alert.kind == "silence":
         return f"{replica_words(alert)}: {what} after step {alert.step}."
+    if alert.kind == "straggler":
+        return f"{replica_words(alert)}: {what}: {clean(alert.text or alert.where or '?')}."
     since = f" since step {alert.onset_step}" if alert.onset_step != alert.step else ""
     return (
         f"{replica_words(alert)}: {what}{since}: step {alert.step} took {ms(alert.observed_ms)} "

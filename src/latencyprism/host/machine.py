@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import deque
+from collections.abc import Collection
+from time import perf_counter_ns
 
 from latencyprism.host.held import HeldFile, parse_table
+from latencyprism.host.stolen import Reading
 from latencyprism.records import Counter
 
 TRACK = ("machine",)
 _PRESSURE = "/proc/pressure/"
 _SLOW_EVERY = 10
 """/proc/vmstat and the frequency files cost the most and change the slowest: every tenth sample."""
+KEPT = 64
+"""Readings of CPU time that are kept: half a minute of a calm watch."""
 
 
 def parse_pressure(data: bytes) -> dict[str, int]:
@@ -41,7 +47,7 @@ class MachineCounters:
     """``sample`` appends readings on the track ``("machine",)``; see ``HostSampler``."""
 
     def __init__(self) -> None:
-        self._ns_per_tick = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+        self.ns_per_tick = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
         self._stat, self._load = HeldFile("/proc/stat"), HeldFile("/proc/loadavg")
         self._vmstat = HeldFile("/proc/vmstat")
         self._pressure = {kind: HeldFile(_PRESSURE + kind) for kind in ("cpu", "io", "memory")}
@@ -50,6 +56,10 @@ class MachineCounters:
         # Each CPU's line is at most ~100 bytes; the interrupt lines after them are dear and not wanted.
         self._stat_bytes = 128 * ((os.cpu_count() or 1) + 1)
         self._samples = 0
+        self.history: deque[Reading] = deque(maxlen=KEPT)
+        """The last readings of /proc/stat, as they were read."""
+        self.frequencies: deque[dict[int, int]] = deque(maxlen=KEPT // _SLOW_EVERY)
+        """The last readings of the clocks, kHz by CPU."""
 
     def missing(self) -> list[str]:
         wanted = [
@@ -64,13 +74,16 @@ class MachineCounters:
         return lost
 
     def sample(self, now_ns: int, out: list[Counter]) -> None:
-        for cpu, ticks in parse_cpu_lines(self._stat.read(self._stat_bytes) or b"").items():
+        stat = self._stat.read(self._stat_bytes) or b""
+        if stat:
+            self.history.append((now_ns, stat))
+        for cpu, ticks in parse_cpu_lines(stat).items():
             if len(ticks) < 8:
                 continue
             # Guest time is already within user time.
             busy = ticks[0] + ticks[1] + ticks[2] + ticks[5] + ticks[6]
             for name, value in (("busy", busy), ("steal", ticks[7]), ("iowait", ticks[4])):
-                out.append(Counter(TRACK, f"cpu{cpu}_{name}_ns", now_ns, value * self._ns_per_tick, "ns"))
+                out.append(Counter(TRACK, f"cpu{cpu}_{name}_ns", now_ns, value * self.ns_per_tick, "ns"))
         for kind, held in self._pressure.items():
             for level, total_ns in parse_pressure(held.read(512) or b"").items():
                 out.append(Counter(TRACK, f"psi_{kind}_{level}_ns", now_ns, total_ns, "ns"))
@@ -89,10 +102,26 @@ class MachineCounters:
         stalls = [value for key, value in table.items() if key.startswith(b"allocstall")]
         if stalls:
             out.append(Counter(TRACK, "allocation_stalls", now_ns, sum(stalls)))
-        for cpu, held in self._frequency.items():
-            text = (held.read(64) or b"").strip()
+        found = self.clocks(self._frequency)
+        if found:
+            self.frequencies.append(found)
+        for cpu, khz in found.items():
+            out.append(Counter(TRACK, f"cpu{cpu}_frequency_khz", now_ns, khz, "kHz"))
+
+    def clocks(self, cpus: Collection[int], within_ns: int | None = None) -> dict[int, int]:
+        """kHz by CPU, of those of ``cpus`` that tell; no further ones once ``within_ns`` is over."""
+        found, begun_ns = {}, perf_counter_ns()
+        for cpu in cpus:
+            text = (self._frequency[cpu].read(64) or b"").strip() if cpu in self._frequency else b""
             if text.isdigit():
-                out.append(Counter(TRACK, f"cpu{cpu}_frequency_khz", now_ns, int(text), "kHz"))
+                found[cpu] = int(text)
+            if within_ns is not None and perf_counter_ns() - begun_ns > within_ns:
+                break
+        return found
+
+    def cpu_times(self) -> bytes:
+        """The first lines of /proc/stat, now; empty where it cannot be read."""
+        return self._stat.read(self._stat_bytes) or b""
 
     def close(self) -> None:
         held = (self._stat, self._load, self._vmstat, *self._pressure.values(), *self._frequency.values())

@@ -34,17 +34,17 @@ class HostSampler:
 
     def __init__(self, roles: Mapping[int, str]) -> None:
         mount, memory = find_cpu_mount(), find_mount("memory")
-        self._machine = MachineCounters()
+        self.machine = MachineCounters()
         self._processes = [ProcessCounters(pid, role, mount, memory) for pid, role in roles.items()]
         self._scanned_ns: dict[int, int] = {}
-        self.not_available: list[str] = self._machine.missing()
+        self.not_available: list[str] = self.machine.missing()
         for process in self._processes:
             self.not_available += process.missing()
 
     def sample(self, now_ns: int) -> list[Counter]:
         """All readings, stamped ``now_ns`` (CLOCK_MONOTONIC, the caller's)."""
         out: list[Counter] = []
-        self._machine.sample(now_ns, out)
+        self.machine.sample(now_ns, out)
         for process in self._processes:
             process.sample(now_ns, out)
         ended = [process for process in self._processes if process.gone]
@@ -65,7 +65,7 @@ class HostSampler:
                 return
 
     def close(self) -> None:
-        self._machine.close()
+        self.machine.close()
         for process in self._processes:
             process.close()
         self._processes.clear()

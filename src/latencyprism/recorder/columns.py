@@ -20,7 +20,7 @@ _ALERT = (
     ("time", str), ("observed_ms", float), ("expected_ms", float), ("excess", float),
     ("delay_ms", float), ("where", str),
 )  # fmt: skip
-_WORDS = {"engine", "phase", "finish_reason", "request", "client_request"}
+_WORDS = {"engine", "phase", "finish_reason", "request", "client_request", "route"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import tempfile
 import time
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -45,10 +45,11 @@ class CaptureJob:
         make: Callable[[], Capture],
         finish: str | None = None,
         finish_seconds: float = 60.0,
+        keep: Sequence[int] = (),
     ) -> None:
         """``make`` is called in the copy and sees the records as they are now, whatever becomes of them here.
         ``finish``: ``module:function`` run in the writing process, which takes the Capture
-        and returns it, for instance with a verdict."""
+        and returns it, for instance with a verdict. ``keep``: descriptors that ``make`` reads from."""
         self.out = Path(out)
         self.result: dict[str, Any] | None = None
         """What the writing process said: path, bytes, steps, seconds, verdict, or ``error``."""
@@ -67,12 +68,12 @@ class CaptureJob:
             )
             os.close(descriptor)
             self._raw = Path(raw)
-            self._fork(make, finish_arguments)
+            self._fork(make, finish_arguments, keep)
         except (OSError, ValueError) as error:
             self.result = _refused(self.out, error)
             self._drop_raw()
 
-    def _fork(self, make: Callable[[], Capture], finish: list[str]) -> None:
+    def _fork(self, make: Callable[[], Capture], finish: list[str], keep: Sequence[int]) -> None:
         self._read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._read_fd, False)
         with warnings.catch_warnings():
@@ -80,7 +81,7 @@ class CaptureJob:
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
         if pid == 0:
-            _become_writer(make, str(self._raw), str(self.out), finish, write_fd)
+            _become_writer(make, str(self._raw), str(self.out), finish, write_fd, keep)
         os.close(write_fd)
         self._pid = pid
 
@@ -178,11 +179,18 @@ def _refused(out: Path, error: BaseException) -> dict[str, Any]:
 
 
 def _become_writer(
-    make: Callable[[], Capture], raw: str, out: str, finish: list[str], said_fd: int
+    make: Callable[[], Capture], raw: str, out: str, finish: list[str], said_fd: int, keep: Sequence[int]
 ) -> NoReturn:
     """In the copy: let go of everything of the watcher's, pack, and replace the program."""
     try:
         gc.disable()
+        os.dup2(said_fd, 1)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nothing, 0)
+        os.dup2(nothing, 2)
+        # Probes and locks of the watcher must end with the watcher, not with its copy, which may be kept
+        # waiting once it is lowered: so before that.
+        _close_all_but(keep)
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGXCPU):
             signal.signal(number, signal.SIG_DFL)
@@ -190,12 +198,6 @@ def _become_writer(
         # engine's steps were longer while this packed.
         os.setsid()
         step_aside()
-        os.dup2(said_fd, 1)
-        nothing = os.open(os.devnull, os.O_RDWR)
-        os.dup2(nothing, 0)
-        os.dup2(nothing, 2)
-        # Probes and locks of the watcher must end with the watcher, not with its copy.
-        os.closerange(3, 1 << 16)
         try:
             write_raw(raw, make())
         except (OSError, PrismError) as error:
@@ -204,3 +206,11 @@ def _become_writer(
         os.execv(sys.executable, [sys.executable, "-m", "latencyprism.recorder.write", raw, out, *finish])
     finally:
         os._exit(70)
+
+
+def _close_all_but(keep: Sequence[int]) -> None:
+    first = 3
+    for kept in sorted(fd for fd in keep if fd > 2):
+        os.closerange(first, kept)
+        first = kept + 1
+    os.closerange(first, 1 << 16)

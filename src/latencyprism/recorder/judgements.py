@@ -32,6 +32,9 @@ def alert_from_dict(told: object) -> Alert:
     for name in _FIELDS.intersection(_NUMBERS):
         numbers = _optional(told, name, dict)
         values[name] = None if numbers is None else {str(key): _number(ms) for key, ms in numbers.items()}
+    machine = _optional(told, "machine", dict)
+    if machine is not None:
+        values["machine"] = {str(key): None if one is None else _number(one) for key, one in machine.items()}
     return Alert(**values)
 
 

@@ -126,7 +126,8 @@ def _read_operator_records(contents: Contents, block: Block) -> None:
     process, seen = operator_blocks.read_raw(block)
     for known, before in contents.operator_records:
         if known == process and before.pid == seen.pid:
-            before.chunks += seen.chunks
+            for chunk in seen.chunks:
+                before.keep(chunk)
             return
     contents.operator_records.append((process, seen))
 

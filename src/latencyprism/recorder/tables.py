@@ -18,6 +18,7 @@ from latencyprism.records import (
     NULL,
     PHASES,
     REQUEST_COLUMNS,
+    ROUTES,
     STEP_COLUMNS,
     STEP_DTYPE,
     Counter,
@@ -50,7 +51,7 @@ _ENGINE_BYTES = STEP_DTYPE["engine"].itemsize
 REQUEST_DTYPE = np.dtype(
     [(name, f"S{_ENGINE_BYTES}" if name == "engine" else "<i8") for name in REQUEST_COLUMNS]
 )
-"""``finish_reason``: place in FINISH_REASONS."""
+"""``finish_reason``: place in FINISH_REASONS, ``route``: in ROUTES."""
 
 
 class Details(tuple[tuple[str, "str | int | float"], ...]):
@@ -149,6 +150,8 @@ def pack_requests(requests: Sequence[Request]) -> Packed:
             packed[name] = [word.encode("ascii", "replace")[:_ENGINE_BYTES] for word in column]
         elif name == "finish_reason":
             packed[name] = [reasons.get(word, NULL) for word in column]
+        elif name == "route":
+            packed[name] = [ROUTES.index(word) if word in ROUTES else NULL for word in column]
         else:
             packed[name] = [NULL if value is None else value for value in column]
     return packed
@@ -209,6 +212,8 @@ def unpack_requests(packed: Packed) -> list[Request]:
         reason = told["finish_reason"]
         known = reason is not None and 0 <= reason < len(FINISH_REASONS)
         told["finish_reason"] = FINISH_REASONS[reason] if known else None
+        route = told["route"]
+        told["route"] = ROUTES[route] if route is not None and 0 <= route < len(ROUTES) else None
         requests.append(Request(**told))
     return requests
 

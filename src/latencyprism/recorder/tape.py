@@ -31,6 +31,7 @@ from latencyprism.records import (
     NULL,
     PHASES,
     REQUEST_COLUMNS,
+    ROUTES,
     STEP_COLUMNS,
     Alert,
     Counter,
@@ -63,7 +64,7 @@ _SHARES = (8, 5, 3, 1, 7)
 _NOT_A_NUMBER = float("nan")
 _KV = STEP_COLUMNS.index("kv_usage")
 _PHASE = STEP_COLUMNS.index("phase")
-_REASON = REQUEST_COLUMNS.index("finish_reason")
+_REASON, _ROUTE = map(REQUEST_COLUMNS.index, ("finish_reason", "route"))
 
 
 class Lane(enum.IntEnum):
@@ -197,6 +198,8 @@ class Tape:
         # Dropped by the kernel when the last process that has it ends: that is how a dead tape is known.
         fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._map = mmap.mmap(self._fd, self.size)
+        # A copy of this process that writes a capture would keep the lock by its mapping after our death.
+        self._map.madvise(mmap.MADV_DONTFORK)
         begin = HEADER_BYTES
         self._rings = []
         for count in segments:
@@ -233,6 +236,7 @@ class Tape:
         values[0] = request.engine.encode("ascii", "replace")
         reason = request.finish_reason
         values[_REASON] = FINISH_REASONS.index(reason) if reason in FINISH_REASONS else NULL
+        values[_ROUTE] = ROUTES.index(request.route) if request.route in ROUTES else NULL
         self._row(Lane.REQUESTS, FrameKind.REQUEST, REQUEST, values)
 
     def _row(self, lane: Lane, kind: FrameKind, layout: struct.Struct, values: list[Any]) -> None:

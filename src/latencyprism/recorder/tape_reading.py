@@ -19,8 +19,20 @@ from latencyprism.recorder import tape as tapes
 from latencyprism.recorder.capture import Capture
 from latencyprism.recorder.judgements import alert_from_dict
 from latencyprism.recorder.tape import FrameKind, Lane
-from latencyprism.records import FINISH_REASONS, NULL, REQUEST_COLUMNS, Alert, Counter, Request, Span, Step
+from latencyprism.records import (
+    FINISH_REASONS,
+    NULL,
+    REQUEST_COLUMNS,
+    ROUTES,
+    Alert,
+    Counter,
+    Request,
+    Span,
+    Step,
+)
 from latencyprism.records.step import row_to_step
+
+_NULL = NULL.to_bytes(8, "little", signed=True)
 
 HORIZON_NS = 60_000_000_000
 _NAME = re.compile(r"(?P<engine>[\w.-]{1,40})-(?P<pid>\d{1,7})-(?P<start>\d{1,20})-[0-9a-f]{8}\.tape")
@@ -230,7 +242,8 @@ def _take(kind: int, payload: bytes, words: list[Any], taped: Taped) -> None:
         track, name, unit, time_ns, value = tapes.COUNTER.unpack(payload)
         taped.counters.append(Counter(words[track], words[name], time_ns, value, words[unit]))
     elif kind == FrameKind.REQUEST:
-        taped.requests.append(_request(tapes.REQUEST.unpack(payload)))
+        missing = tapes.REQUEST.size - len(payload)  # a tape may be older than the last columns
+        taped.requests.append(_request(tapes.REQUEST.unpack(payload + _NULL * (missing // len(_NULL)))))
     elif kind == FrameKind.ALERT:
         told = json.loads(payload)
         taped.alerts.append((alert_from_dict(told["alert"]), int(told["onset_ns"]), int(told["raised_ns"])))
@@ -246,6 +259,8 @@ def _request(row: tuple[Any, ...]) -> Request:
     reason = values["finish_reason"]
     known = reason is not None and 0 <= reason < len(FINISH_REASONS)
     values["finish_reason"] = FINISH_REASONS[reason] if known else None
+    route = values["route"]
+    values["route"] = ROUTES[route] if route is not None and 0 <= route < len(ROUTES) else None
     return Request(**values)
 
 

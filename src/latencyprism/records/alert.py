@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-KINDS = ("shift", "stall", "slo", "silence")
+KINDS = ("shift", "stall", "slo", "silence", "straggler")
 LEVELS = ("evidence", "page")
 
 
@@ -37,6 +37,10 @@ class Alert:
     """The work of the step, its expectation with the reasons, and what it took, in a sentence."""
     detectable: dict[str, float] | None = None
     """By level, the smallest slow-down (share) of 50 steps that is told at the stream's present noise."""
+    machine: dict[str, float | None] | None = None
+    """What the machine itself made of it, where that is worth telling: ``steal_share`` of the CPU time wanted
+    since the onset that the hypervisor gave to others, ``frequency_ratio`` of the CPU clock to what it was,
+    ``explains``: at most this share of the excess."""
     capture: str | None = None
     verdict: dict[str, Any] | None = None
 

@@ -22,7 +22,8 @@ class Judged(NamedTuple):
 class Objective:
     """``share`` of the requests (0.99: all but one in a hundred) have a ``metric`` below ``limit_ns``, over
     ``period_s``. ``itl`` is the largest interval between two tokens of a request. ``model``, ``port``: the
-    servers it holds for, None: any; ``tenant``: what a person calls those who use that port."""
+    servers it holds for, None: any; ``route``: the requests, one of ``request.ROUTES``, None: all;
+    ``tenant``: what a person calls those who use that port or route."""
 
     metric: str
     share: float
@@ -31,6 +32,7 @@ class Objective:
     model: str | None = None
     port: int | None = None
     tenant: str | None = None
+    route: str | None = None
 
     @property
     def budget(self) -> float:
@@ -44,13 +46,17 @@ class Objective:
 
     @property
     def label(self) -> str:
-        """A name that is its own in a file: ``ttft_p99``, ``ttft_p99@llama:8001``."""
+        """A name that is its own in a file: ``ttft_p99``, ``ttft_p99@llama:8001``,
+        ``ttft_p99@8001:/v1/completions``."""
         port = None if self.port is None else str(self.port)
-        where = ":".join(part for part in (self.model, port) if part is not None)
+        where = ":".join(part for part in (self.model, port, self.route) if part is not None)
         return f"{self.name}@{where}" if where else self.name
 
     def judge(self, request: Request) -> Judged | None:
-        """None where it does not apply (a single token has no TPOT) or was not observed, or is not sane."""
+        """None where it does not apply (a single token has no TPOT, another route) or was not observed, or is
+        not sane."""
+        if self.route is not None and request.route != self.route:
+            return None
         value = getattr(request, _COLUMN[self.metric])
         if type(value) is int and value >= 0:
             return Judged(value > self.limit_ns, value)

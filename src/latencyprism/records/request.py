@@ -9,6 +9,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")
+ROUTES = (
+    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/inference/v1/generate",
+    "/v1/audio/transcriptions", "/v1/audio/translations",
+)  # fmt: skip
+"""Routes that are told apart."""
 
 
 class Request(NamedTuple):
@@ -46,6 +51,8 @@ class Request(NamedTuple):
     """The step at the end of ``max_itl_ns``."""
     preempted: int | None = None
     client_request: int | None = None
+    route: str | None = None
+    """One of ``ROUTES``: the API that it came by, where the engine's id for it says so."""
 
 
 REQUEST_COLUMNS: tuple[str, ...] = Request._fields

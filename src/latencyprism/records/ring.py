@@ -114,11 +114,12 @@ CHECK_TRIES = 3
 REQUEST_EVENT_WORDS = 6
 REQUEST_EVENTS_PER_RECORD = (MAX_PAYLOAD_WORDS - 1) // REQUEST_EVENT_WORDS
 # ADDED: arrival_ns, seen by the engine loop at (ns), prompt tokens, tokens it had before the probe came
-# SCHEDULED for the first time: step, cached tokens, 1 where it gets tokens from this step on
+# SCHEDULED for the first time: step, cached tokens, 1 where it gets tokens from this step on, route (place in
+# ROUTES)
 # TOKENS: from this step on        PAUSED: from this step on, 1 where it was preempted
 # ENDED: last step, seen at (ns), output tokens, reason (index into FINISH_REASONS)
 # UNEVEN: requests take turns; which steps carried which is not told any more (no request)
-# RECEIVED by the API process: arrival_ns, hash of the id its client knows, seen at (ns)
+# RECEIVED by the API process: arrival_ns, hash of the id its client knows, seen at (ns), its route
 # DELIVERED by the API process (no request): start_ns, end_ns, the step's time stamp (ns), outputs
 (
     REQUEST_ADDED, REQUEST_SCHEDULED, REQUEST_TOKENS, REQUEST_PAUSED, REQUEST_ENDED,

@@ -84,15 +84,16 @@ def _look(make: Callable[[], Capture], said_fd: int) -> NoReturn:
     """In the copy: let go of what is the watcher's, diagnose, say it, end."""
     try:
         gc.disable()
+        # Probes and locks of the watcher must end with the watcher, not with its copy, which may be kept
+        # waiting once it is lowered: so before that.
+        os.closerange(3, said_fd)
+        os.closerange(said_fd + 1, 1 << 16)
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGXCPU, signal.SIGPROF):
             signal.signal(number, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_PROF, _CPU_S)
         os.setsid()
         step_aside(_NICE)
-        # Probes and locks of the watcher must end with the watcher, not with its copy.
-        os.closerange(3, said_fd)
-        os.closerange(said_fd + 1, 1 << 16)
         verdict = finish(make()).verdict
         if verdict is not None:
             text = json.dumps(verdict.to_dict()).encode()

@@ -6,6 +6,7 @@ after, and taken back when the guard ends, however it ends.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from latencyprism.agent.knobs import KnobOrders
+from latencyprism.engines.discovery import Replica
 from latencyprism.records import Window
 from latencyprism.sentinel.attendant import Attendant, Raised
 from latencyprism.sentinel.replica_watch import ReplicaWatch
 from latencyprism.sentinel.shield_thread import ShieldThread
 from latencyprism.sentinel.slo_watch import Served, SloWatch
 from latencyprism.slo.effect import Effect
+from latencyprism.slo.prompts_seen import PromptsSeen
 from latencyprism.slo.readiness import Endpoint, Readiness
 from latencyprism.slo.rules import metrics_text
 from latencyprism.slo.shaping import Shaper
@@ -28,6 +31,8 @@ from latencyprism.timeline.python_source import PythonSource
 ACTIONS = ("notify", "ready", "shape", "shield")
 EFFECT_NS = 10_000_000_000
 RENEW_NS = 2_000_000_000
+_SEVERAL_RANKS = re.compile(r"_(?:[A-Z]+_)?(?:TP|PP)\d")
+"""In a title of SGLang's: it has a rank's number only where there are several."""
 ROOM_TOKENS = 16
 """Of a step, for short prompts: else they would wait behind all of the long ones, as chunks are small now."""
 
@@ -48,6 +53,8 @@ class _Guarded:
     effects: dict[str, Effect]
     shaper: Shaper | None = None
     orders: KnobOrders | None = None
+    prompts: PromptsSeen | None = None
+    """Where requests are not followed."""
     ordered: int | None = None
     told_ns: int = 0
     burning: bool = False
@@ -96,11 +103,14 @@ class GuardWatch(Attendant):
     def _begin_shaping(self, watch: ReplicaWatch, guarded: _Guarded) -> None:
         source, served = watch.attachment.source, guarded.served
         objective = next((one for one in served.foretold if one.metric == "tpot"), None)
-        if objective is None or watch.replica.engine != "vllm" or not isinstance(source, PythonSource):
-            text = "shaping needs vLLM and a tpot objective; it is left out"
+        text = not_to_be_shaped(watch.replica)
+        if not text and (objective is None or not isinstance(source, PythonSource)):
+            text = "shaping needs a tpot objective for all routes; it is left out"
+        if text or objective is None or not isinstance(source, PythonSource):
             self.emit("guard", action="shape", pid=guarded.pid, state="refused", text=text)
             self.say(f"guard: {text}")
             return
+        guarded.prompts = PromptsSeen() if watch.replica.engine == "sglang" else None
         guarded.shaper = Shaper(objective.limit_ns / 1e9)
         guarded.orders = KnobOrders(source.engine_session)
 
@@ -131,8 +141,12 @@ class GuardWatch(Attendant):
                     effect.now.request(one)
         if window.steps and guarded.shaper is not None:
             if guarded.served.forecaster is not None:
+                pace = guarded.served.forecaster.pace
                 for step in window.steps:
-                    guarded.shaper.saw(guarded.served.forecaster.pace, step)
+                    guarded.shaper.saw(pace, step)
+                    if guarded.prompts is not None and guarded.orders is not None:
+                        whole = guarded.orders.state().tokens_was or pace.room
+                        guarded.prompts.saw(step, guarded.ordered or whole, whole)
             self._shape(guarded, guarded.shaper, time.monotonic_ns())
 
     def tick(self, now_ns: int) -> Sequence[Raised]:
@@ -201,12 +215,18 @@ class GuardWatch(Attendant):
 
     def _shape(self, guarded: _Guarded, shaper: Shaper, now_ns: int) -> None:
         served, orders = guarded.served, guarded.orders
-        if served.forecaster is None or served.outlook is None or orders is None:
+        if served.forecaster is None or orders is None:
+            return
+        if served.outlook is None and guarded.prompts is None:
             return
         pace = served.forecaster.pace
         whole = orders.state().tokens_was or pace.room
-        outlook = served.outlook
-        tokens = shaper.decide(pace, outlook.prompt_tokens, outlook.prompt_reach, whole, now_ns)
+        if guarded.prompts is not None:
+            waiting, reach = guarded.prompts.tokens, guarded.prompts.reach
+        else:
+            assert served.outlook is not None
+            waiting, reach = served.outlook.prompt_tokens, served.outlook.prompt_reach
+        tokens = shaper.decide(pace, waiting, reach, whole, now_ns)
         if tokens == guarded.ordered:
             return
         guarded.ordered = tokens
@@ -277,6 +297,21 @@ class GuardWatch(Attendant):
             self.endpoint.close()
         if self._shields is not None and self._shields.close():
             self.emit("guard", action="shield", state="taken back", text="control groups are as they were")
+
+
+def not_to_be_shaped(replica: Replica) -> str:
+    """Why the steps of an engine cannot be shaped at all, in words; empty: the probe may try."""
+    if replica.engine not in ("vllm", "sglang"):
+        return f"shaping needs vLLM or SGLang, and this is {replica.engine}; it is left out"
+    if replica.engine == "sglang":
+        schedulers = [member.process for member in replica.members if member.role != "api"]
+        titles = [process.cmdline[0] if process.cmdline else "" for process in schedulers]
+        if len(titles) > 1 or any(_SEVERAL_RANKS.search(title) for title in titles):
+            return (
+                "SGLang's ranks make their batches each for itself, and would wait for ever for one that "
+                "makes others; shaping needs one rank and is left out"
+            )
+    return ""
 
 
 def _rounded(values: dict[str, Any]) -> dict[str, Any]:

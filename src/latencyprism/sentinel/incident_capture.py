@@ -60,7 +60,7 @@ class IncidentCapture:
     def _arm(self, seconds: float) -> None:
         self.watch.diving(self.begun_ns, self.until_ns + DISARMED_NS)
         if self.watch.operators is not None:
-            self.operators = self.watch.operators.begin(seconds)
+            self.operators = self.watch.operators.begin(seconds, self.path.parent)
         self.watch.attachment.source.arm_deep(seconds)
         if self.watch.below is None:
             self._missing.append(self.watch.below_missing or "scheduler events")
@@ -131,9 +131,10 @@ class IncidentCapture:
             if watch.below.probe.lost:
                 self._missing.append(f"{watch.below.probe.lost} scheduler events were lost")
             self._missing += watch.below.missing
-        self._job = CaptureJob(self.path, self._make, finish=FINISH)
+        kept_in = self.operators.kept_in if self.operators is not None else []
+        self._job = CaptureJob(self.path, self._make, finish=FINISH, keep=kept_in)
         if self.operators is not None:
-            self.operators.records.clear()  # tens of megabytes, which the copy has
+            self.operators.forget()  # the copy has them
 
     def _make(self) -> Capture:
         """Runs in the forked copy: nothing of it holds up the watch."""

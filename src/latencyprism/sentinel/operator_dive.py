@@ -7,10 +7,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from latencyprism.agent.operator_build import Build, recognise
 from latencyprism.agent.operator_ring import OperatorRecords, TscClock
 from latencyprism.agent.operators import OperatorProbe
+from latencyprism.agent.record_spool import RecordSpool
 from latencyprism.attach.inject import Injector
 from latencyprism.errors import PrismError
 from latencyprism.sentinel.priority import on_time, start_alike
@@ -53,15 +55,18 @@ class OperatorDives:
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
-    def begin(self, seconds: float) -> OperatorDive:
-        return OperatorDive(self, seconds)
+    def begin(self, seconds: float, folder: Path | None = None) -> OperatorDive:
+        """``folder``: records are kept in a file there, which has no name; else in memory."""
+        return OperatorDive(self, seconds, folder)
 
 
 class OperatorDive:
     """Begins at once, in a thread of its own. ``finish``, then ``records`` and ``missing``."""
 
-    def __init__(self, dives: OperatorDives, seconds: float) -> None:
+    def __init__(self, dives: OperatorDives, seconds: float, folder: Path | None = None) -> None:
         self._dives = dives
+        self._folder = folder
+        self._spools: list[RecordSpool] = []
         self.begun_ns = time.monotonic_ns()
         self._until_ns = self.begun_ns + int(seconds * 1e9)
         self._stop = threading.Event()
@@ -106,12 +111,32 @@ class OperatorDive:
                 self.missing.append("operators: the window was over before they were armed")
                 return
             try:
-                probe = OperatorProbe(injector, build, left_s, clock=clock)
+                probe = OperatorProbe(injector, build, left_s, clock=clock, spool=self._spool())
             except (PrismError, OSError) as error:
                 self.missing.append(_told(error))
                 continue
             self.armed_ms[pid] = (probe.armed_ns - self.begun_ns) / 1e6
             probes.append(probe)
+
+    def _spool(self) -> RecordSpool | None:
+        if self._folder is None:
+            return None
+        try:
+            self._spools.append(RecordSpool(self._folder))
+        except OSError:
+            return None  # then in memory
+        return self._spools[-1]
+
+    @property
+    def kept_in(self) -> list[int]:
+        """Descriptors that whoever reads ``records`` needs."""
+        return [spool.fd for spool in self._spools]
+
+    def forget(self) -> None:
+        """Give the records up, once a copy of this process has them."""
+        self.records.clear()
+        while self._spools:
+            self._spools.pop().close()
 
     def finish(self) -> None:
         """Disarm and have the last records. Harmless twice; takes milliseconds."""
@@ -125,7 +150,8 @@ class OperatorDive:
             return
         for process, seen in self.records:
             if seen.lost:
-                self.missing.append(f"operators: {seen.lost} records of {process} were lost")
+                why = f": {seen.refused}" if seen.refused else ""
+                self.missing.append(f"operators: {seen.lost} records of {process} were lost{why}")
             if seen.limited:
                 self.missing.append(f"operators: {process} reached the limit of records before the end")
             if seen.lapsed:

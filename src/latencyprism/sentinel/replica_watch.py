@@ -7,8 +7,10 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from itertools import islice
 
 from latencyprism.detect import Detector, Firing
+from latencyprism.detect.straggler import Straggler
 from latencyprism.detect.wording import sentence, work_in_words
 from latencyprism.errors import PrismError
 from latencyprism.host.sampler import HostSampler
@@ -18,7 +20,9 @@ from latencyprism.sentinel.below_watch import BelowWatch
 from latencyprism.sentinel.cost import Cost
 from latencyprism.sentinel.flight_tape import FlightTape
 from latencyprism.sentinel.habit import NEVER, Habit
+from latencyprism.sentinel.machine_share import STEPS, MachineShare, machine_share
 from latencyprism.sentinel.operator_dive import OperatorDives
+from latencyprism.sentinel.rank_watch import RUN, Blame, RankWatch
 from latencyprism.sentinel.targets import Attachment
 from latencyprism.sentinel.where import PhaseShares, phase_names
 from latencyprism.xpu.sampler import DeviceSampler
@@ -68,10 +72,12 @@ class ReplicaWatch:
         self.onset_ns = 0
         self._shares = PhaseShares()
         self._phase_names = phase_names(self.replica.engine, self.roles)
+        self._ranks = RankWatch.of(self.replica)
         self._alerted: tuple[int, str] | None = None
         self._alerted_ns = 0
         self._alerted_ms = 0.0
-        self._starts: deque[tuple[int, int]] = deque(maxlen=20_000)
+        self._starts: deque[tuple[int, int, int]] = deque(maxlen=20_000)
+        """Number, start and end of each step."""
         self._silent = False
         self.prompt = False
         self._habit = Habit()
@@ -99,11 +105,16 @@ class ReplicaWatch:
         each with the end of its step, CLOCK_MONOTONIC ns."""
         window, held = self.attachment.source.poll(), self._held
         raised = []
+        stragglers = self._ranks.see(window.spans) if self._ranks is not None else ()
         for step in window.steps:
             alert = self._judge(step)
             if alert is not None:
                 raised.append((alert, step.end_ns))
-                self._raised.append(alert)
+        for straggler in stragglers:
+            if self._ranks is not None and self.last_step is not None:
+                alert = self._straggles(self.last_step, straggler, self._ranks.told(straggler))
+                raised.append((alert, self.last_step.end_ns))
+        self._raised += [alert for alert, _ in raised]
         held.steps += window.steps
         held.spans += window.spans
         held.counters += window.counters
@@ -140,6 +151,8 @@ class ReplicaWatch:
         self._habit.look(now_ns)
         for counter in self.host.sample(now_ns):
             self.recorder.add_counter(counter)
+            if self._ranks is not None and counter.name == "runqueue_ns":
+                self._ranks.count(counter)
         for counter in (*self.devices.drain(), *self.cost.counters(now_ns)):
             self.recorder.add_counter(counter)
         if self.below is not None:
@@ -185,14 +198,17 @@ class ReplicaWatch:
         self.last_step = step
         self._silent = False
         self.counts.steps += 1
-        self._starts.append((step.step, step.start_ns))
+        self._starts.append((step.step, step.start_ns, step.end_ns))
         self._habit.take(step)
         firing = self.detector.observe(step, self._excuse(step) if self._dives else 0.0)
         expected = self.detector.last
         if expected is not None:
             self.expected.append((step.step, expected.ms))
+        group = self._ranks.of_step(step) if self._ranks is not None else None
         if firing is None:
             self._shares.learn(step)
+            if self._ranks is not None and group is not None and expected is not None and not self._dives:
+                self._ranks.learn(step, group, expected.ms)
             return None
         self.counts.firings += 1
         key = (firing.incident, firing.level)
@@ -206,10 +222,12 @@ class ReplicaWatch:
             self.counts.page += 1
         else:
             self.counts.evidence += 1
-        self.onset_ns = next(
-            (start for number, start in reversed(self._starts) if number <= firing.onset_step), step.start_ns
-        )
-        return self._alert(step, firing)
+        begun = (start for number, start, _ in reversed(self._starts) if number <= firing.onset_step)
+        self.onset_ns = next(begun, step.start_ns)
+        blame = None
+        if self._ranks is not None and group is not None:
+            blame = self._ranks.blame(step, group, firing.expected_ms)
+        return self._alert(step, firing, blame)
 
     def _is_news(self, step: Step, firing: Firing) -> bool:
         """One alert an incident, a second one if it rises from evidence to page, and one for each long stall
@@ -223,17 +241,39 @@ class ReplicaWatch:
             return False
         return lost_ms >= 2.0 * self._alerted_ms or step.end_ns - self._alerted_ns >= STALL_QUIET_NS
 
-    def _alert(self, step: Step, firing: Firing) -> Alert:
-        where = self._shares.locate(step, firing.expected_ms, self._phase_names)
+    def _machine_share(self, step: Step, firing: Firing) -> MachineShare | None:
+        """What of a late step the machine made itself, since the onset."""
+        machine, excess_ms = self.host.machine, max(firing.late_ms, firing.observed_ms - firing.expected_ms)
+        read = (time_ns for time_ns, _ in reversed(machine.history) if time_ns <= self.onset_ns)
+        since_ns = next(read, self.onset_ns)
+        expected = dict(islice(reversed(self.expected), STEPS))
+        late = []
+        for number, start_ns, end_ns in islice(reversed(self._starts), STEPS):
+            if end_ns <= since_ns:
+                break
+            if number in expected:
+                late.append(((end_ns - start_ns) / 1e6, expected[number]))
+        return machine_share(machine, self.roles, self.onset_ns, excess_ms, late, firing.observed_ms)
+
+    def _alert(self, step: Step, firing: Firing, blame: Blame | None) -> Alert:
+        where, text, rank = self._shares.locate(step, firing.expected_ms, self._phase_names), "", step.rank
         if firing.kind == "stall" and (step.gap_ns or 0) > step.duration_ns:
             where = "between steps"
+        elif blame is not None and (where is None or where.endswith(RUN)):
+            where, text = blame.where, f"; {blame.text}"
+            rank = step.rank if blame.rank is None else blame.rank
+        elif self._ranks is not None and where is not None and where.endswith(RUN):
+            where = f"workers: {RUN}"  # which of them is not told
+        machine = self._machine_share(step, firing)
+        if machine is not None:
+            text = f"; {machine.text()}{text}"
         return Alert(
             id=secrets.token_hex(8),
             kind=firing.kind,
             level=firing.level,
             engine=step.engine,
             replica=step.replica,
-            rank=step.rank,
+            rank=rank,
             step=step.step,
             onset_step=firing.onset_step,
             time=utc(step.end_ns),
@@ -242,8 +282,35 @@ class ReplicaWatch:
             excess=round(firing.excess, 4),
             where=where,
             terms={name: round(value, 3) for name, value in firing.terms.items() if abs(value) >= 0.001},
-            text=sentence(step, firing),
+            text=sentence(step, firing) + text,
             detectable=firing.detectable,
+            machine=None if machine is None else machine.values(),
+        )
+
+    def _straggles(self, step: Step, straggler: Straggler, told: Blame) -> Alert:
+        """Evidence that a rank has become slower than the others, whatever the steps say."""
+        self.counts.evidence += 1
+        if not self.detector.incident_open:
+            self.onset_ns = straggler.onset_ns
+        onset = (number for number, start, _ in reversed(self._starts) if start <= straggler.onset_ns)
+        observed_ms, expected_ms = (
+            straggler.shortest_ns * (1.0 + share) / 1e6 for share in (straggler.share, straggler.usual_share)
+        )
+        return Alert(
+            id=secrets.token_hex(8),
+            kind="straggler",
+            level="evidence",
+            engine=step.engine,
+            replica=step.replica,
+            rank=step.rank if told.rank is None else told.rank,
+            step=step.step,
+            onset_step=next(onset, step.step),
+            time=utc(step.end_ns),
+            observed_ms=round(observed_ms, 3),
+            expected_ms=round(expected_ms, 3),
+            excess=round(observed_ms / max(expected_ms, 1e-6) - 1.0, 4),
+            where=told.where,
+            text=told.text,
         )
 
     def silence(self, now_ns: int) -> Alert | None:

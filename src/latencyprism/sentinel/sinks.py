@@ -118,8 +118,9 @@ def webhook_payload(alert: Alert, status: str) -> dict[str, Any]:
         "replica": str(alert.replica),
         "rank": str(alert.rank),
     }
+    summary = f"step {alert.step} took {alert.observed_ms:.1f} ms, expected {alert.expected_ms:.1f} ms"
     annotations = {
-        "summary": f"step {alert.step} took {alert.observed_ms:.1f} ms, expected {alert.expected_ms:.1f} ms",
+        "summary": (alert.kind == "straggler" and alert.text) or summary,
         "where": alert.where or "",
         "capture": alert.capture or "",
         "alert_id": alert.id,

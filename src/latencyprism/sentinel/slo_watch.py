@@ -79,7 +79,7 @@ class SloWatch(Attendant):
 
     def attached(self, watch: ReplicaWatch) -> None:
         names = server_names(watch.replica)
-        holding = self._objectives.for_server(names.models, names.port)
+        holding = self._without_routes(watch, self._objectives.for_server(names.models, names.port))
         if not holding:
             self.say(f"no objective holds for {watch.replica.engine} {watch.replica.engine_pid}")
             return
@@ -100,6 +100,18 @@ class SloWatch(Attendant):
         self.emit(
             "objectives", pid=watch.replica.engine_pid, objectives=[objective_words(o) for o in holding]
         )
+
+    def _without_routes(self, watch: ReplicaWatch, holding: list[Objective]) -> list[Objective]:
+        """Those that can be judged here: which route a request came by is told by vLLM alone."""
+        left_out = [one for one in holding if one.route is not None and watch.replica.engine != "vllm"]
+        if left_out:
+            text = (
+                f"{watch.replica.engine} does not tell which route a request came by: not judged: "
+                f"{', '.join(one.label for one in left_out)}. Give such a class of requests a port of its own"
+            )
+            self.say(text)
+            self.emit("notice", engine=watch.replica.engine, pid=watch.replica.engine_pid, text=text)
+        return [one for one in holding if one not in left_out]
 
     def detached(self, watch: ReplicaWatch) -> None:
         served = self.served.get(watch.replica.engine_pid)
@@ -208,8 +220,8 @@ def forecast_values(served: Served, outlook: Outlook) -> dict[str, Any]:
 
 
 def _strictest(objectives: Sequence[Objective], metric: str) -> Objective | None:
-    """The objective of a metric that the most requests must meet."""
-    found = [one for one in objectives if one.metric == metric]
+    """The objective of a metric that the most requests must meet, of those for all routes."""
+    found = [one for one in objectives if one.metric == metric and one.route is None]
     return max(found, key=lambda one: (one.share, -one.limit_ns), default=None)
 
 

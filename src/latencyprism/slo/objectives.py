@@ -12,6 +12,7 @@ from typing import Any
 
 from latencyprism.errors import BadInput
 from latencyprism.records.objective import METRICS, Objective
+from latencyprism.records.request import ROUTES
 from latencyprism.slo.windows import BurnWindow, standard_windows
 from latencyprism.tomlfile import parse_toml
 
@@ -20,7 +21,7 @@ _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0,
 _METRIC = re.compile(rf"({'|'.join(METRICS)})(?:_p(\d+))?")
 _LIMIT = re.compile(r"<\s*(\S+?)\s*(us|ms|s|min|m)")
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|m|h|d)")
-_SELECTORS = ("model", "port", "tenant", "period")
+_SELECTORS = ("model", "port", "route", "tenant", "period")
 LONGEST_LIMIT_S, SHORTEST_PERIOD_S, LONGEST_PERIOD_S = 3600.0, 60.0, 366 * 86400.0
 MOST = 200
 _BIGGEST = 1 << 20
@@ -87,11 +88,15 @@ def _group(group: Mapping[str, Any], period_s: float, source: str) -> list[Objec
             raise _wrong(source, f"{name} = {value!r}", "give it a name in quotes, without blanks")
     if port is not None and (type(port) is not int or not 0 < port < 65536):
         raise _wrong(source, f"port = {port!r}", "a port is a number from 1 to 65535")
-    if tenant is not None and port is None:
+    route = group.get("route")
+    if route is not None and route not in ROUTES:
+        remedy = f"known: {', '.join(ROUTES)}. For any other class of requests give it a port of its own"
+        raise _wrong(source, f"route = {route!r} cannot be told from others", remedy)
+    if tenant is not None and port is None and route is None:
         raise _wrong(
             source,
-            f"tenant = {tenant!r} without a port",
-            "only the port tells one tenant's requests from others",
+            f"tenant = {tenant!r} without a port or a route",
+            "only these tell one tenant's requests from others",
         )
     if "period" in group:
         period_s = _period(group["period"], source)
@@ -99,14 +104,13 @@ def _group(group: Mapping[str, Any], period_s: float, source: str) -> list[Objec
     for key, value in group.items():
         if key not in _SELECTORS:
             share, metric = _quantile(key, source)
-            found.append(Objective(metric, share, _limit(key, value, source), period_s, model, port, tenant))
+            limit_ns = _limit(key, value, source)
+            found.append(Objective(metric, share, limit_ns, period_s, model, port, tenant, route))
     return found
 
 
 def _quantile(key: str, source: str) -> tuple[float, str]:
     """(0.99, "ttft") of ``ttft_p99``; p99 where none is given."""
-    if key == "route":
-        raise _wrong(source, "route", "no engine tells which route a request came by: give its server's port")
     match = _METRIC.fullmatch(key)
     if match is None:
         raise _wrong(source, f"unknown key {key!r}", f"known: {', '.join(METRICS)}, each with _p50 to _p9999")
@@ -154,7 +158,7 @@ def _refuse_doubles(found: list[Objective], source: str) -> None:
     """One server must not have two limits for one thing, nor a stricter percentile with a looser limit."""
     for place, one in enumerate(found):
         for other in found[place + 1 :]:
-            if (one.metric, one.model, one.port) != (other.metric, other.model, other.port):
+            if _what(one) != _what(other):
                 continue
             if one.share == other.share:
                 raise _wrong(source, f"two objectives {one.label}", "leave one of them out")
@@ -162,6 +166,10 @@ def _refuse_doubles(found: list[Objective], source: str) -> None:
             if high.limit_ns < low.limit_ns:
                 why = f"{high.label} is below {low.label}, which can then never be missed alone"
                 raise _wrong(source, why, "the higher percentile has the higher limit")
+
+
+def _what(one: Objective) -> tuple[object, ...]:
+    return one.metric, one.model, one.port, one.route
 
 
 def _windows(given: object, objectives: list[Objective], source: str) -> tuple[BurnWindow, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from math import ceil, exp, log
 from typing import NamedTuple
 
@@ -37,8 +38,9 @@ class Estimate(NamedTuple):
 @dataclass
 class Shaper:
     """``decide`` gives the limit of tokens a step, None: none is needed. Calm in both directions: a change of
-    less than ``CHANGE`` is not made, none sooner than ``LOWER_NS`` or ``RAISE_NS`` after the last, and a
-    limit is lifted only after it was not needed for ``CALM_NS``."""
+    less than ``CHANGE`` is not made, none sooner than ``LOWER_NS`` or ``RAISE_NS`` after the last, none
+    upwards beyond the lowest that was wanted within ``RAISE_NS``, and a limit is lifted only after it was not
+    needed for ``CALM_NS``."""
 
     tpot_limit_s: float
     tokens: int | None = None
@@ -48,6 +50,8 @@ class Shaper:
     """How much longer (log) steps with chunks of this limit have taken than estimated, lately."""
     _changed_ns: int = 0
     _needed_ns: int = 0
+    _wished: deque[tuple[int, int]] = field(default_factory=deque)
+    """When and what was wanted within ``RAISE_NS``."""
 
     def saw(self, pace: Pace, step: Step) -> None:
         """Each step, after ``pace`` has taken it."""
@@ -65,6 +69,7 @@ class Shaper:
         wanted = self._wanted(pace, prompts, reach, whole)
         if wanted is not None:
             self._needed_ns = now_ns
+            wanted = self._steady(wanted, now_ns)
         since_ns = now_ns - self._changed_ns
         if self.tokens is None:
             if wanted is not None and since_ns >= LOWER_NS:
@@ -77,6 +82,17 @@ class Shaper:
         ):
             self._set(wanted, now_ns)
         return self.tokens
+
+    def _steady(self, wanted: int, now_ns: int) -> int:
+        """Down at once; up only as far as has been wanted all the while: what prompts and answers ask for
+        changes by the second, and a limit that followed each change would swing."""
+        wished = self._wished
+        wished.append((now_ns, wanted))
+        while wished[0][0] <= now_ns - RAISE_NS:
+            wished.popleft()
+        if self.tokens is None or wanted <= self.tokens:
+            return wanted
+        return max(self.tokens, min(tokens for _, tokens in wished))
 
     def _set(self, tokens: int | None, now_ns: int) -> None:
         self.tokens, self._changed_ns = tokens, now_ns

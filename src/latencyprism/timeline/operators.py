@@ -29,9 +29,9 @@ def calls_of(seen: OperatorRecords, process: str) -> list[Operators]:
     """What one dive saw of one process, one ``Operators`` a thread; times CLOCK_MONOTONIC, no steps yet.
 
     A call whose start or end was not recorded is left out, so that every call that is there is whole."""
-    if not seen.chunks or len(seen.readings) < 2:
+    if not len(seen.chunks) or len(seen.readings) < 2:
         return []
-    rows = np.concatenate(seen.chunks)
+    rows = np.concatenate(list(seen.chunks))
     times = _times(rows[:, 0], seen.readings)
     pointers = rows[:, 2] & ~1
     names, places = _names(rows[:, 1], seen)

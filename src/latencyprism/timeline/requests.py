@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from latencyprism.records import ring
-from latencyprism.records.request import FINISH_REASONS, Request
+from latencyprism.records.request import FINISH_REASONS, ROUTES, Request
 from latencyprism.records.step import NULL
 
 KEPT_STEPS = 1 << 16
@@ -26,7 +26,8 @@ _ABORTED = FINISH_REASONS.index("abort")
 class _Live:
     """A request that has not ended."""
 
-    __slots__ = ("arrival", "cached", "client", "first_step", "had", "preempted", "prompt", "ranges", "whole")
+    __slots__ = ("arrival", "cached", "client", "first_step", "had", "preempted", "prompt", "ranges", "route",
+                 "whole")  # fmt: skip
 
     def __init__(self) -> None:
         self.arrival: int | None = None
@@ -34,6 +35,7 @@ class _Live:
         self.prompt: int | None = None
         self.cached: int | None = None
         self.first_step: int | None = None
+        self.route: str | None = None
         self.had = 0
         self.preempted = 0
         # First and last step of each stretch in which every step gave it tokens; last None: it goes on.
@@ -77,7 +79,7 @@ class RequestJoin:
     def __init__(self, engine: str, replica: int) -> None:
         self.engine, self.replica = engine, replica
         self._live: dict[int, _Live] = {}
-        self._received: dict[int, tuple[int | None, int | None]] = {}
+        self._received: dict[int, tuple[int | None, int | None, str | None]] = {}
         self._base = 0
         self._starts: list[int] = []
         self._ends: list[int] = []
@@ -139,7 +141,7 @@ class RequestJoin:
             event, request, a, b, c, d = words[at : at + ring.REQUEST_EVENT_WORDS]
             if event == ring.REQUEST_RECEIVED:
                 _make_room(self._received)
-                self._received[request] = (_known(a), _known(b))
+                self._received[request] = (_known(a), _known(b), _route(d))
             elif event == ring.REQUEST_DELIVERED:
                 self._deliveries.append((c, b))
             elif event == ring.REQUEST_UNEVEN:
@@ -166,7 +168,7 @@ class RequestJoin:
             return
         elif event == ring.REQUEST_SCHEDULED:
             if live.first_step is None and not live.had:
-                live.first_step, live.cached = a, _known(b)
+                live.first_step, live.cached, live.route = a, _known(b), _route(d)
             if c == 1:
                 live.get_tokens_from(a)
         elif event == ring.REQUEST_TOKENS:
@@ -202,7 +204,7 @@ class RequestJoin:
 
     def _record(self, ended: _Ended) -> Request:
         live, reason = ended.live, ended.reason
-        received = self._received.pop(ended.request, (None, None))
+        received = self._received.pop(ended.request, (None, None, None))
         arrival = received[0] if received[0] is not None else live.arrival
         ranges = [(a, ended.last_step if b is None else b) for a, b in live.ranges]
         spans = [(a, b) for a, b in ranges if b is not None and a <= b]
@@ -244,6 +246,7 @@ class RequestJoin:
             slowest_step=slowest,
             preempted=live.preempted if live.whole else None,
             client_request=received[1],
+            route=received[2] or live.route,
         )
 
     def _intervals(self, spans: Sequence[tuple[int, int]]) -> tuple[int | None, int | None, int | None]:
@@ -280,6 +283,10 @@ def _make_room(held: dict[int, Any]) -> None:
 
 def _known(word: int) -> int | None:
     return None if word == NULL else word
+
+
+def _route(place: int) -> str | None:
+    return ROUTES[place] if 0 <= place < len(ROUTES) else None
 
 
 def _between(start: int | None, end: int | None) -> int | None:

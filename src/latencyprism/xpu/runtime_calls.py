@@ -17,6 +17,8 @@ from latencyprism.errors import TargetRefused
 from latencyprism.records import Span
 from latencyprism.xpu.symbols import Mapped, Symbol, find_libraries
 
+RING_BYTES = 2 << 20
+"""Some 37,000 calls between two looks. Its pages are mapped twice, and count as the watch's memory."""
 DEFAULT_KINDS = ("launch", "graph", "copy", "wait", "matmul", "collective")
 
 
@@ -73,8 +75,8 @@ class RuntimeProbe:
                 self._files.append(open_mapped(pid, library.mapping))
                 for symbol in library.symbols:
                     self._symbols.append((library, symbol))
-                    functions.append(Function(symbol.name, number, min_ns=min_ns))
-            self._probe = CallProbe(pid, self._files, functions)
+                    functions.append(Function(symbol.name, number, symbol.offset, min_ns=min_ns))
+            self._probe = CallProbe(pid, self._files, functions, ring_bytes=RING_BYTES)
         except BaseException:
             self._close_files()
             raise

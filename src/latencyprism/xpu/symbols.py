@@ -50,12 +50,14 @@ class Library:
 
 class Symbol(NamedTuple):
     """A function found in a mapped file. ``prologue``: a class of ``bpf.stubs`` (``push`` and ``nop`` are
-    cheap to probe, ``other`` costs about ten times as much); ``endbr64+`` before it: probed behind that."""
+    cheap to probe, ``other`` costs about ten times as much); ``endbr64+`` before it: probed behind that.
+    ``offset``: in the file, where it is probed; None: not found out."""
 
     name: str
     kind: str
     function: Function
     prologue: str
+    offset: int | None = None
 
     @property
     def probed_class(self) -> str:
@@ -135,7 +137,13 @@ def _symbols(elf: Elf, library: Library, kinds: Sequence[str]) -> tuple[Symbol, 
     }
     there = elf.lookup(wanted)
     return tuple(
-        Symbol(name, function.kind, function, prologue(elf, there[name].value))
+        Symbol(
+            name,
+            function.kind,
+            function,
+            prologue(elf, there[name].value),
+            entry_offset(elf, there[name].value),
+        )
         for name, function in wanted.items()
         if name in there
     )

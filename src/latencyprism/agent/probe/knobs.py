@@ -3,7 +3,8 @@ sequences that run, most tokens of one long prompt in a step.
 
 Only ever lowered: the engine's buffers are as large as it was started with. An order holds until a time of
 its own, ends with the probe, and is taken back where nobody else has set the knob meanwhile. Values are set
-between two calls of ``schedule`` in its own thread. Runs inside the target.
+between two calls of ``schedule`` in its own thread. SGLang's knob is in ``sglang_knobs``. Runs inside the
+target.
 """
 
 # [cut
@@ -41,7 +42,7 @@ class Knobs:
         self.probe, self.words = probe, probe.words
         self.scheduler = None
         self.was, self.now, self.holders = {}, {}, {}
-        self.sequences, self.each = SEQUENCES[-1], 1
+        self.tokens, self.sequences, self.each = TOKENS, SEQUENCES[-1], 1
         probe.undo.append(self.restore)
 
     def look(self, scheduler):
@@ -57,17 +58,25 @@ class Knobs:
             words[H_KNOB_DONE] = -order
             words[H_KNOB_ORDER] = 0
             return
-        running = len(scheduler.running)
+        running = self.running(scheduler)
         room = words[H_KNOB_ROOM] if LONG in self.was else 0
         # A scheduler with more running than it may have stops at an assertion of its own.
         asked = words[H_KNOB_TOKENS]
-        self.turn(TOKENS, asked + room if asked > 0 else 0, running * self.each + LEAST_TOKENS)
-        self.turn(self.sequences, words[H_KNOB_SEQUENCES], max(running, 1))
+        self.turn(self.tokens, asked + room if asked > 0 else 0, running * self.each + LEAST_TOKENS)
+        if self.sequences in self.was:
+            self.turn(self.sequences, words[H_KNOB_SEQUENCES], max(running, 1))
         if LONG in self.was:
             self.turn(LONG, self.share(scheduler, room) if room > 0 else 0, LEAST_PROMPT)
             words[H_KNOB_PROMPT_NOW] = self.now[LONG]
-        words[H_KNOB_TOKENS_NOW], words[H_KNOB_SEQUENCES_NOW] = self.now[TOKENS], self.now[self.sequences]
+        words[H_KNOB_TOKENS_NOW], words[H_KNOB_SEQUENCES_NOW] = self.values(self.now)
         words[H_KNOB_DONE] = order
+
+    def running(self, scheduler):
+        return len(scheduler.running)
+
+    def values(self, of):
+        """Tokens and sequences of ``was`` or ``now``; 0: there is no such knob."""
+        return of[self.tokens], of.get(self.sequences, 0)
 
     def share(self, scheduler, room):
         """What each long prompt may have of a step, so that all of them leave ``room``; 0: there is none."""
@@ -106,7 +115,7 @@ class Knobs:
         self.holders = {LONG: config}
         self.scheduler, self.was, self.now, self.each = scheduler, was, dict(was), 1 + drafts
         self.sequences = sequences
-        self.words[H_KNOB_TOKENS_WAS], self.words[H_KNOB_SEQUENCES_WAS] = was[TOKENS], was[sequences]
+        self.words[H_KNOB_TOKENS_WAS], self.words[H_KNOB_SEQUENCES_WAS] = self.values(was)
         return True
 
     def turn(self, name, asked, least):
@@ -128,5 +137,5 @@ class Knobs:
             if getattr(holder, name) == self.now[name]:
                 setattr(holder, name, was)
         words = self.words
-        words[H_KNOB_TOKENS_NOW], words[H_KNOB_SEQUENCES_NOW] = self.was[TOKENS], self.was[self.sequences]
+        words[H_KNOB_TOKENS_NOW], words[H_KNOB_SEQUENCES_NOW] = self.values(self.was)
         words[H_KNOB_PROMPT_NOW] = self.was.get(LONG, 0)

@@ -10,6 +10,7 @@ has an item for each request, only prefills are looked at singly.
 # isort: off
 # [cut
 from latencyprism.agent.probe.core import now_ns, size
+from latencyprism.agent.probe.sglang_knobs import ChunkKnobs
 from latencyprism.records.ring import KIND_STEP, KIND_WORKER
 from latencyprism.records.step import NULL
 
@@ -63,6 +64,7 @@ class SchedulerReader:
         self.gc_seen = probe.gc_ns
         self.usage_known = True
         self.own_before = self.critical_before = 0
+        self.knobs = ChunkKnobs(probe) if self.steps else None
 
     # -- hooks ---------------------------------------------------------------------------------------
 
@@ -101,6 +103,9 @@ class SchedulerReader:
             del self.in_flight[0]
             self.probe.late()
         self.in_flight.append(seen)
+        if self.knobs is not None:
+            self.knobs.joining = size(seen.requests)
+            self.knobs.look(scheduler)
         seen.own_ns = now_ns() - begun
 
     def on_process(self, args):

@@ -7,6 +7,7 @@ One record per call that hands out tokens, whatever the number of requests in it
 from latencyprism.agent.probe.core import now_ns, size
 from latencyprism.agent.probe.lane import quick_put
 from latencyprism.agent.probe.request_log import RequestLog, monotonic_of
+from latencyprism.agent.probe.vllm_follow import route_of
 from latencyprism.records.ring import KIND_REQUEST, REQUEST_DELIVERED, REQUEST_EVENT_WORDS, REQUEST_RECEIVED
 from latencyprism.records.step import NULL
 
@@ -31,7 +32,8 @@ class ApiReader:
         arrival = monotonic_of(getattr(request, "arrival_time", None), now_ns())
         outer = getattr(request, "external_req_id", None)
         known = NULL if outer is None else self.log.hashed(outer)
-        self.log.note(REQUEST_RECEIVED, request.request_id, arrival, known, start)
+        route = route_of(request.request_id)
+        self.log.note(REQUEST_RECEIVED, request.request_id, arrival, known, start, route)
         self.log.forget(request.request_id)
         self.log.flush()
 

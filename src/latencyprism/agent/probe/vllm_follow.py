@@ -27,6 +27,24 @@ REASONS = {
     "FINISHED_STOPPED": 0, "FINISHED_LENGTH_CAPPED": 1, "FINISHED_IGNORED": 1, "FINISHED_ABORTED": 2,
     "FINISHED_ERROR": 3, "FINISHED_REPETITION": 4,
 }  # fmt: skip
+# By what vLLM puts before the ids that it makes of requests; the values are places in records.request.ROUTES.
+ROUTE_PREFIXES = (
+    ("chatcmpl-", 0), ("cmpl-", 1), ("resp_", 2), ("generate-tokens-", 3), ("transcribe-", 4),
+    ("translate-", 5),
+)  # fmt: skip
+
+
+def route_of(request_id):
+    """Place of the route that a request came by, NULL where its id does not say. One of several answers to a
+    prompt has its number and ``_`` before the id."""
+    if not isinstance(request_id, str):
+        return NULL
+    number, _, rest = request_id.partition("_")
+    name = rest if number.isdigit() else request_id
+    for prefix, place in ROUTE_PREFIXES:
+        if name.startswith(prefix):
+            return place
+    return NULL
 
 
 def name_of_state(state):
@@ -105,7 +123,7 @@ class Follower:
             elif outputs:
                 self.recomputing.add(name)
             if begins:
-                log.note(REQUEST_SCHEDULED, name, step, computed, 1 if whole else 0)
+                log.note(REQUEST_SCHEDULED, name, step, computed, 1 if whole else 0, route_of(name))
             elif whole:
                 log.note(REQUEST_TOKENS, name, step)
         if self.even and (self.skipped or self.recomputing or len(self.flowing) != work[2] + first):
