@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.root]
 
 LAYERS = 4
 """Of the tiny model: each has two reductions, the embedding one, and the logits are gathered."""
-WINDOW_S, STOP_S, PERIOD_S, STOPS = 5.0, 0.03, 0.1, 30
+WINDOW_S, STOP_S, PERIOD_S, STOPS = 8.0, 0.03, 0.1, 30
 Stretch = tuple[int, int]
 
 
@@ -58,26 +59,35 @@ def recorded(server: Server, stopped: int, path: Path, load: Load) -> tuple[Capt
         watch.operators.wait_ready(30.0)
         capture = IncidentCapture(watch, None, path, after_s=WINDOW_S)
         assert capture.operators is not None
-        next_slow = next_stop = 0.0
+        # A thread of its own: reading what the deep probes see takes this one tenths of a second at times.
+        stopping = threading.Thread(target=stop_often, args=(stopped, capture, stops))
+        stopping.start()
+        next_slow = 0.0
         while (now := time.monotonic_ns()) < capture.until_ns:
             watch.settle()
-            time.sleep(0.01)
+            time.sleep(0.05)
             watch.poll()
             if now / 1e9 >= next_slow:
                 next_slow = now / 1e9 + 0.2
                 watch.sample_host(now)
                 watch.attachment.source.renew()
                 capture.step(now)
-            armed = len(capture.operators.armed_ms) == 2
-            if armed and len(stops) < STOPS and next_stop <= now / 1e9 < capture.until_ns / 1e9 - 0.3:
-                next_stop = now / 1e9 + PERIOD_S
-                stops.append(stop(stopped))
+        stopping.join()
         load.stop()
         capture.abandon(120.0)
     finally:
         watch.close()
     assert capture.result is not None and not capture.result.get("error"), capture.result
     return read_capture(path), stops
+
+
+def stop_often(pid: int, capture: IncidentCapture, stops: list[Stretch]) -> None:
+    """Once both ranks' operators are seen, until shortly before the end."""
+    assert capture.operators is not None
+    while len(stops) < STOPS and time.monotonic_ns() < capture.until_ns - 300_000_000:
+        if len(capture.operators.armed_ms) == 2:
+            stops.append(stop(pid))
+        time.sleep(PERIOD_S)
 
 
 def stop(pid: int) -> Stretch:
@@ -113,7 +123,8 @@ def test_the_rank_that_was_stopped_is_the_one_that_the_other_waited_for(
         time.sleep(0.5)
         capture, stops = recorded(server, roles["worker1"], tmp_path / "a.pftrace", load)
         assert load.result().summary()["failed"] == 0
-    assert len(stops) > 5 and capture.notices == []
+    assert capture.notices == []
+    assert len(stops) > 5, capture.meta["not_available"]
     (told,) = capture.meta["collectives"]
     assert told["size"] == 2 and told["processes"] == {"0": first, "1": second}
     assert told["joined"] > 0.8 * told["operations"] > 0 and told["link_us"] > 0
