@@ -157,6 +157,29 @@ def test_where_names_the_worker_span_and_the_phase():
     assert where(slow, quick) == "no excess"
 
 
+def met(step, waiter, culprit, waited_ns):
+    start = step.start_ns + step.duration_ns // 4
+    details = (("waited_ns", waited_ns), ("waited_for", culprit))
+    return Span((waiter, "collectives"), "all_reduce", start, start + waited_ns + 1000, None, details)
+
+
+def test_where_names_the_rank_that_others_waited_for():
+    """Worker 1 is as late as the steps are long; what both lose in their own calls names neither. Waiting
+    that calm steps have as well explains nothing."""
+    suspect = window(FAULTS["peer.stalled"](0.3), seconds=4, seed=3, start_s=1100)
+    usual_ns = np.median([step.duration_ns for step in REFERENCE.steps])
+    lost = [max(0, int(0.7 * (step.duration_ns - usual_ns))) for step in suspect.steps]
+    usual = [met(step, "Worker 200", "Worker 1 201", 8_000_000) for step in suspect.steps]
+    late = [met(step, "Worker 200", "Worker 1 201", ns + 50_000) for step, ns in zip(suspect.steps, lost)]
+    named = where(REFERENCE, Window(suspect.steps, late, suspect.counters))
+    assert named == "Worker 1 201, for which the other ranks waited in collectives"
+    both = [met(step, "Worker 1 201", "Worker 200", ns + 50_000) for step, ns in zip(suspect.steps, lost)]
+    without_them = where(REFERENCE, Window(suspect.steps, [], suspect.counters))
+    for spans in (usual, late + both):
+        spans.sort(key=lambda span: span.start_ns)
+        assert where(REFERENCE, Window(suspect.steps, spans, suspect.counters)) == without_them
+
+
 NAMES = sorted({c.name for c in REFERENCE.counters})
 OPTIONAL = [n for n in Step._fields if n not in ("engine", "replica", "rank", "step", "start_ns", "end_ns")]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latencyprism.records import Span, Step
@@ -88,6 +88,30 @@ def test_of_several_workers_the_last_to_end_counts() -> None:
     assert {part.lanes for part in found.parts if part.name == "execute"} == {("Worker_TP1 816",)}
 
 
+def collective(start: int, end: int, rank: int = 0, **told: int) -> Span:
+    track = ("Worker 1 816" if rank else "Worker 815", "collectives")
+    details = tuple((name, ns * US) for name, ns in told.items())
+    return Span(track, "all_reduce", start * US, end * US, None, details)
+
+
+def test_collectives_of_the_rank_that_ended_last_are_waiting_and_the_operation_itself() -> None:
+    runs = [span("execute_model", 150, 1700), span("execute_model", 160, 1600, ("Worker 1 816",))]
+    forward = span("GPUModelRunner._model_forward", 200, 1650)
+    met = [
+        collective(400, 500, waited_ns=80), collective(470, 500, rank=1, waited_ns=0),
+        collective(900, 1000),  # joined to none: not divided
+    ]  # fmt: skip
+    found = only(at(0, 0, 2000), *runs, forward, *met)
+    assert us(found) == {
+        "schedule": 100, "input": 50, "launch": 50, "execute": 1450 - 200, "collective": 120,
+        "collective_wait": 80, "return": 250, "update": 50, "unexplained": 50,
+    }  # fmt: skip
+    lanes = {part.lanes for part in found.parts if part.name.startswith("collective")}
+    assert lanes == {("Worker 815",)}
+    other_last = only(at(0, 0, 2000), span("execute_model", 150, 1500), runs[1], *met)
+    assert us(other_last)["collective"] == 30 and "collective_wait" not in other_last.sums
+
+
 def test_a_lost_worker_record_costs_its_own_step_only() -> None:
     steps = [at(number, number * 2000, number * 2000 + 1900) for number in range(4)]
     spans = [span("execute_model", n * 2000 + 150, n * 2000 + 1800) for n in (0, 1, 3)]
@@ -140,6 +164,7 @@ def test_time_before_a_step_is_a_gap_with_work_at_hand_and_idle_without() -> Non
     assert [(one.gap_ns, one.idle_ns) for one in found] == [(None, None), (100 * US, None), (None, 3100 * US)]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(*[st.integers(0, 400)] * 4, st.booleans()), max_size=12),
     st.lists(

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from latencyprism.diagnose.signals import Expectations, worked
 from latencyprism.diagnose.waits import scheduler_signal
 from latencyprism.diagnose.workline import column
 from latencyprism.records import Span, Step, Window
+from latencyprism.timeline.collective_feed import LANE as COLLECTIVES
+
+Array = npt.NDArray[np.float64]
 
 _LEAST_SHARE = 0.3
 """A place is named when it holds at least this share of the excess."""
+_LEAST_SEEN, _LEAST_CALM = 0.1, 5
 _MOST_STEPS = 4000
 _NESTED = 0.8
-_BELOW = frozenset({"syscall", "interrupts", "memory", "events"})
-"""Lanes of what the kernel says about threads: they tell how time was lost, not where in the engine."""
+_BELOW = frozenset({"syscall", "interrupts", "memory", "events", COLLECTIVES})
+"""Lanes of what the kernel says about threads: they tell how time was lost, not where in the engine. In a
+collective a rank loses what another one does: see ``_waited_for``."""
 
 
 def where(reference: Window, suspect: Window, expected: Expectations | None = None) -> str:
@@ -34,6 +41,9 @@ def where(reference: Window, suspect: Window, expected: Expectations | None = No
     lost_ns = float(excess_ns[excess_ns > 0].sum())
     if lost_ns < 0.01 * float(predicted.sum()):
         return "no excess"
+    late_rank = _waited_for(suspect.spans, steps, excess_ns)
+    if late_rank is not None:
+        return f"{late_rank}, for which the other ranks waited in collectives"
     # Only steps that lost time say where it went.
     late = [step for step, excess in zip(steps, excess_ns) if excess > 0.1 * lost_ns / len(steps)]
     lost_ns = float(excess_ns[excess_ns > 0.1 * lost_ns / len(steps)].sum())
@@ -46,6 +56,47 @@ def where(reference: Window, suspect: Window, expected: Expectations | None = No
     if best is not None and phases[best] > _LEAST_SHARE * lost_ns:
         return f"{best} phase"
     return "not located"
+
+
+def _waited_for(spans: Sequence[Span], steps: Sequence[Step], excess_ns: Array) -> str | None:
+    """The process for which another rank waited longer than in the calm steps, by at least ``_LEAST_SHARE``
+    of what was lost in the steps of which collectives were seen; None if there is none, or if little of what
+    was lost lies in these."""
+    met = [span for span in spans if len(span.track) == 2 and span.track[1] == COLLECTIVES]
+    if not met:
+        return None
+    since_ns, until_ns = met[0].start_ns, max(span.end_ns for span in met)
+    seen = [
+        (step, excess)
+        for step, excess in sorted(zip(steps, excess_ns.tolist()), key=lambda pair: pair[0].start_ns)
+        if since_ns <= step.start_ns and step.end_ns <= until_ns
+    ]
+    excess = np.array([excess for _, excess in seen])
+    late = excess > 0
+    lost_ns = float(excess[late].sum())
+    if not late.any() or lost_ns < _LEAST_SEEN * float(excess_ns[excess_ns > 0].sum()):
+        return None
+    best, most_ns = None, _LEAST_SHARE * lost_ns
+    for (_, culprit), waited in _net_waits(met, [step for step, _ in seen]).items():
+        due_ns = float(np.median(waited[~late])) if (~late).sum() >= _LEAST_CALM else 0.0
+        more_ns = float((waited[late] - due_ns).sum())
+        if more_ns > most_ns:
+            best, most_ns = culprit, more_ns
+    return best
+
+
+def _net_waits(met: Sequence[Span], steps: Sequence[Step]) -> Mapping[tuple[str, str], Array]:
+    """By (who waited, for whom), ns in each step, less what that one waited for this one."""
+    starts = [step.start_ns for step in steps]
+    waited: dict[tuple[str, str], Array] = defaultdict(lambda: np.zeros(len(steps)))
+    for span in met:
+        told = dict(span.details)
+        culprit, ns = told.get("waited_for"), told.get("waited_ns")
+        at = bisect_right(starts, span.start_ns) - 1
+        if at >= 0 and span.end_ns <= steps[at].end_ns and isinstance(culprit, str) and isinstance(ns, int):
+            waited[span.track[0], culprit][at] += ns
+            waited[culprit, span.track[0]][at] -= ns
+    return waited
 
 
 def _innermost(spans: Mapping[str, float], most_ns: float, spent: Mapping[str, float]) -> str:

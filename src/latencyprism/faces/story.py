@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any
 
-from latencyprism.faces import kernel_words, request_words, wording
+from latencyprism.faces import collective_words, kernel_words, request_words, wording
 from latencyprism.faces.contrast import Contrast, contrast
 from latencyprism.faces.wording import clean, ms, number, part_of
 from latencyprism.recorder import Capture
@@ -55,6 +55,9 @@ def tell(capture: Capture, path: str, count: int, whole: bool = False) -> Iterat
             yield from ("", *_contrast(found))
     yield from ("", *tell_verdict(capture.verdict))
     yield from kernel_words.tell(capture)
+    met = list(collective_words.tell(capture))
+    if met:
+        yield from ("", *met)
     if count and capture.steps:
         yield from ("", *_slowest(capture, count))
     if count and capture.requests:

@@ -3,8 +3,8 @@
 Tracks: one process track per replica with ``steps``, ``phases`` and ``alerts`` beneath it and its counters,
 ``requests`` of a replica on lanes beside each other, and one process track per first part of a span's or
 counter's track. Flows go from a request to the first step that carried it, to the one that made its first
-token and to its last; from a step to the calls that a worker made for it; and from a call that launched work
-on a device to the first of it there.
+token and to its last; from a step to the calls that a worker made for it; from a call that launched work on
+a device to the first of it there; and between the ranks' parts in one collective operation.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _span_slices(window: Window, book: TrackBook, flows: Flows) -> Iterator[Slic
         track = book.track(span.track or ("spans",))
         yield Slice(
             track, span.name, span.start_ns, span.end_ns, [*details, *span.details],
-            flows.from_span(place), flows.of_span(place),
+            *flows.of_span(place, span),
         )  # fmt: skip
 
 

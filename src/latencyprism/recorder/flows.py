@@ -1,4 +1,5 @@
-"""Flows: which slices belong to one request or one step, as numbers that a trace draws arrows by."""
+"""Flows: which slices belong to one request, one step or one collective operation, as numbers that a trace
+draws arrows by."""
 
 from __future__ import annotations
 
@@ -7,16 +8,17 @@ from bisect import bisect_right
 from collections.abc import Iterable
 
 from latencyprism.recorder.launch_flows import launches
-from latencyprism.records import Request, Step, Window
+from latencyprism.records import Request, Span, Step, Window
 from latencyprism.records.device_spans import from_a_window
+from latencyprism.timeline.collective_feed import LANE as COLLECTIVES
 
 WORKER_CALLS = ("execute_model", "sample_tokens", "ubatch")
 """Spans that a worker is in for the step in whose time they begin."""
 
 
 class Flows:
-    """``of_step``: (flows that go through it, flows that end in it); ``of_span``, by its place, and
-    ``from_span``: those that end in it, and that begin there."""
+    """``of_step`` and, by its place, ``of_span``: (flows that go through it or begin there, flows that end in
+    it)."""
 
     def __init__(self, window: Window) -> None:
         self._through: dict[tuple[str, int, int], list[int]] = {}
@@ -63,13 +65,14 @@ class Flows:
         place = (step.engine, step.replica, step.step)
         return tuple(self._through.get(place, ())), tuple(self._last.get(place, ()))
 
-    def of_span(self, place: int) -> tuple[int, ...]:
-        flow = self._spans.get(place)
-        return () if flow is None else (flow,)
-
-    def from_span(self, place: int) -> tuple[int, ...]:
-        flow = self._begun.get(place)
-        return () if flow is None else (flow,)
+    def of_span(self, place: int, span: Span) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        if len(span.track) == 2 and span.track[1] == COLLECTIVES:
+            told = dict(span.details)
+            operation = told.get("operation")
+            through = () if operation is None else (_number("met", told.get("communicator"), operation),)
+            return through, ()
+        begun, ended = self._begun.get(place), self._spans.get(place)
+        return () if begun is None else (begun,), () if ended is None else (ended,)
 
 
 def request_flow(request: Request) -> int:

@@ -25,8 +25,11 @@ from typing import Any
 
 from latencyprism.errors import BadInput, PrismError
 from latencyprism.recorder.capture import Capture, read_capture, write_capture
+from latencyprism.recorder.collectives import add_collectives
 from latencyprism.recorder.idle import stand_back, step_aside
-from latencyprism.timeline.operators import operators_of
+from latencyprism.records.operators import Operators
+from latencyprism.timeline.collective_feed import several_ranks
+from latencyprism.timeline.operators import calls_of, thinned
 
 Finish = Callable[[Capture], Capture]
 
@@ -88,12 +91,29 @@ def _in_turn(folder: Path) -> Iterator[None]:
             os.close(fd)
 
 
+def _calls(capture: Capture) -> list[list[Operators]]:
+    """By process."""
+    return [calls_of(seen, process) for process, seen in capture.operator_records]
+
+
+def _add_collectives(capture: Capture, calls: list[list[Operators]]) -> None:
+    try:
+        add_collectives(capture, [one for own in calls for one in own])
+    except Exception as error:  # noqa: BLE001 - whatever it is, the capture is kept
+        missing = [*capture.meta.get("not_available", ()), f"collectives: {type(error).__name__}: {error}"]
+        capture.meta["not_available"] = missing
+
+
 def convert(raw: str, out: str, finish: str | None, finish_seconds: float) -> dict[str, Any]:
     """Do the work; returns what the JSON line says."""
     began = time.monotonic()
     capture = read_capture(raw)
     capture.notices.clear()
     problem: str | None = None
+    calls: list[list[Operators]] | None = None
+    if several_ranks(process for process, _ in capture.operator_records):
+        calls = _calls(capture)  # before the verdict, which says whom the others wait for
+        _add_collectives(capture, calls)
     if finish:
         capture, problem = finished(capture, find_finish(finish), finish_seconds)
     verdict = capture.verdict.to_dict() if capture.verdict else None
@@ -101,8 +121,8 @@ def convert(raw: str, out: str, finish: str | None, finish_seconds: float) -> di
         _say({"event": "verdict", "verdict": verdict})
     with _in_turn(Path(out).parent):
         refused = stand_back()
-        for process, seen in capture.operator_records:
-            capture.operators += operators_of(seen, process, capture.steps)
+        for own in _calls(capture) if calls is None else calls:
+            capture.operators += thinned(own, capture.steps)
         size = write_capture(out, capture)
     Path(raw).unlink(missing_ok=True)
     return {

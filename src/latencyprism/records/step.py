@@ -63,6 +63,7 @@ class Step(NamedTuple):
     """Time of the step in which a kernel ran on the busiest device; known in the few steps of a window of
     kernels alone. A kernel that waits for other ranks runs, too; copies do not count."""
     collective_ns: int | None = None
+    """Time in collectives, waiting for other ranks included, of the rank that ended last; captures alone."""
 
     @property
     def duration_ns(self) -> int:

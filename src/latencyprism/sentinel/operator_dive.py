@@ -50,8 +50,10 @@ class OperatorDives:
             except (PrismError, OSError) as error:
                 self.missing.append(_told(error))
 
-    def wait_ready(self, seconds: float = READY_S) -> None:
+    def wait_ready(self, seconds: float = READY_S) -> bool:
+        """False where finding out takes longer still."""
         self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def begin(self, seconds: float, folder: Path | None = None) -> OperatorDive:
         """``folder``: records are kept in a file there, which has no name; else in memory."""
@@ -81,7 +83,8 @@ class OperatorDive:
         dives = self._dives
         if dives.realtime:
             on_time()
-        dives.wait_ready()
+        if not dives.wait_ready(READY_S):
+            self.missing.append("operators: what arming them needs was not found out in time")
         self.missing += dives.missing
         if not dives.busy.acquire(blocking=False):
             self.missing.append("operators: another capture has them")

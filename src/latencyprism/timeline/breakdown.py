@@ -16,16 +16,19 @@ from typing import NamedTuple
 
 from latencyprism.records import Span, Step
 from latencyprism.records.device_spans import from_a_window
+from latencyprism.timeline.collective_feed import LANE as COLLECTIVES
 
 SCHEDULE, INPUT, LAUNCH, BEHIND = "schedule", "input", "launch", "behind_previous"
 EXECUTE, HANDOVER, SAMPLE, COPY = "execute", "handover", "sample", "copy"
 RETURN, UPDATE, UNEXPLAINED = "return", "update", "unexplained"
+COLLECTIVE, COLLECTIVE_WAIT = "collective", "collective_wait"
 PARTS = (
-    SCHEDULE, INPUT, LAUNCH, BEHIND, EXECUTE, HANDOVER, SAMPLE, COPY, RETURN, UPDATE, UNEXPLAINED,
+    SCHEDULE, INPUT, LAUNCH, BEHIND, EXECUTE, COLLECTIVE, COLLECTIVE_WAIT, HANDOVER, SAMPLE, COPY, RETURN,
+    UPDATE, UNEXPLAINED,
 )  # fmt: skip
 """``launch``: from the end of scheduling until a worker begins, ``return``: from the end of its last call
 until the loop goes on; ``handover``: between its two calls; ``behind_previous``: the worker was still busy
-with the step before."""
+with the step before; ``collective_wait``: within a collective, until the last rank came."""
 
 LOOP = "loop"
 ON_CPU, RUN_QUEUE, THROTTLED, OFF_CPU = "on_cpu", "run_queue", "throttled", "off_cpu"
@@ -125,6 +128,7 @@ class SpanIndex:
     calls: list[Span] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
     waits: dict[int, _Waits] = field(default_factory=dict)
+    collectives: dict[str, list[Span]] = field(default_factory=dict)
     longest_ns: int = 0
 
     @classmethod
@@ -135,7 +139,9 @@ class SpanIndex:
         samples: dict[str, list[Span]] = defaultdict(list)
         waits: dict[int, list[Span]] = defaultdict(list)
         for span in spans:
-            if len(span.track) == 2 and span.track[1] == "sched":
+            if len(span.track) == 2 and span.track[1] == COLLECTIVES:
+                found.collectives.setdefault(span.track[0], []).append(span)
+            elif len(span.track) == 2 and span.track[1] == "sched":
                 waits[_number(span.track[0])].append(span)
             elif span.name == "execute_model" and len(span.track) == 1:
                 executes[span.track[0]].append(span)
@@ -143,7 +149,8 @@ class SpanIndex:
                 samples[span.track[0]].append(span)
             elif _part_of(span) is not None and not from_a_window(span):
                 found.calls.append(span)
-        found.calls.sort(key=lambda span: span.start_ns)
+        for sorted_later in (found.calls, *found.collectives.values()):
+            sorted_later.sort(key=lambda span: span.start_ns)
         found.starts = [span.start_ns for span in found.calls]
         found.longest_ns = max((span.end_ns - span.start_ns for span in found.calls), default=0)
         for lane, own in executes.items():
@@ -178,6 +185,7 @@ def break_down(steps: Sequence[Step], index: SpanIndex) -> list[Breakdown]:
         claims = [*_claims(step, run, busy_until_ns), *_called(step, index)]
         if run is not None:
             busy_until_ns[run.lane] = run.over_ns
+            claims += _met(step, run.lane, index.collectives.get(run.lane, ()))
         parts = tuple(_partition(step, claims))
         gap = step.gap_ns
         at_work = before is not None and bool(before.running or before.waiting)
@@ -262,6 +270,19 @@ def _called(step: Step, index: SpanIndex) -> Iterator[_Claim]:
     for span in calls:
         name = _part_of(span) or UNEXPLAINED
         yield _Claim(3, Part(name, span.start_ns, span.end_ns, (span.track[0],) if lanes else (LOOP,)))
+
+
+def _met(step: Step, lane: str, spans: Sequence[Span]) -> Iterator[_Claim]:
+    """Collectives of the rank that the step follows: waiting for the last rank, then the operation itself.
+    What was not joined across the ranks is not divided."""
+    for at in range(bisect_left(spans, step.start_ns, key=lambda span: span.start_ns), len(spans)):
+        span = spans[at]
+        if span.start_ns >= step.end_ns:
+            break
+        told = next((value for name, value in span.details if name == "waited_ns"), 0)
+        came_ns = span.start_ns + (told if isinstance(told, int) else 0)
+        yield _Claim(4, Part(COLLECTIVE, span.start_ns, span.end_ns, (lane,)))
+        yield _Claim(5, Part(COLLECTIVE_WAIT, span.start_ns, min(came_ns, span.end_ns), (lane,)))
 
 
 def _overlapping(runs: Sequence[_Run], step: Step) -> Iterator[_Run]:

@@ -4,7 +4,9 @@ costs.
 In an operation that all ranks must enter before any can leave, the rank that arrives last waits for nobody:
 its time is the cost of the link, and what the others take longer, they waited for it. That needs only each
 rank's own duration, so clocks of different nodes need not agree. They matter where operations carry no
-number and have to be matched by their order, and for telling how far two clocks are apart.
+number and have to be matched by their order, and for telling how far two clocks are apart. Within one node
+there is one clock, which tells when each rank came: one that is held up after the operation was done, before
+it has left, has then waited for nobody.
 
 Spans must be of the operation itself (a kernel's device time, or a host call that blocks). The host call that
 only enqueues it says nothing of its length.
@@ -71,17 +73,32 @@ class Operation:
         return len(self.parts) == self.size
 
     @property
+    def one_clock(self) -> bool:
+        """All parts are of one node."""
+        return len({part.place.node for part in self.parts.values()}) == 1
+
+    @property
     def last_rank(self) -> int:
-        """The rank that the others waited for: the one that was in it for the shortest time."""
+        """The rank that the others waited for: the one that came last, or, where clocks do not tell, that was
+        in it for the shortest time."""
+        if self.one_clock:
+            return max(self.parts, key=lambda rank: (self.parts[rank].start_ns, -rank))
         return min(self.parts, key=lambda rank: (self.parts[rank].duration_ns, rank))
 
     @property
     def link_ns(self) -> int:
-        """What the operation cost without any waiting: the last rank's duration."""
-        return self.parts[self.last_rank].duration_ns
+        """What the operation cost without any waiting: from the last rank's coming until the first left (one
+        clock), else the last rank's duration."""
+        last = self.parts[self.last_rank]
+        if self.one_clock:
+            return max(0, min(part.end_ns for part in self.parts.values()) - last.start_ns)
+        return last.duration_ns
 
     def waited_ns(self) -> dict[int, int]:
         """Rank -> time it waited for the last rank."""
+        if self.one_clock:
+            came_ns = self.parts[self.last_rank].start_ns
+            return {rank: min(came_ns, part.end_ns) - part.start_ns for rank, part in self.parts.items()}
         link = self.link_ns
         return {rank: part.duration_ns - link for rank, part in self.parts.items()}
 

@@ -21,11 +21,14 @@ Words = npt.NDArray[np.int64]
 def operators_of(
     seen: OperatorRecords, process: str, steps: Sequence[Step], most: int = MOST_CALLS
 ) -> list[Operators]:
-    """What one dive saw of one process, one ``Operators`` a thread; times CLOCK_MONOTONIC.
+    """``calls_of``, joined to ``steps``, of which all are kept or some: see ``thinned``."""
+    return thinned(calls_of(seen, process), steps, most)
 
-    A call whose start or end was not recorded is left out, so that every call that is there is whole. A call
-    belongs to the step in whose time it began. Beyond ``most`` calls only every second, third, .. step (by
-    its number) is kept, whole; what lies between steps goes then."""
+
+def calls_of(seen: OperatorRecords, process: str) -> list[Operators]:
+    """What one dive saw of one process, one ``Operators`` a thread; times CLOCK_MONOTONIC, no steps yet.
+
+    A call whose start or end was not recorded is left out, so that every call that is there is whole."""
     if not len(seen.chunks) or len(seen.readings) < 2:
         return []
     rows = np.concatenate(list(seen.chunks))
@@ -34,21 +37,23 @@ def operators_of(
     names, places = _names(rows[:, 1], seen)
     # Which records were lost is not known: nothing is matched across a loss.
     stretch = np.concatenate(([0], np.cumsum(np.diff(rows[:, 3]) != 1)))
-    found = []
+    found: list[Operators] = []
     for pointer in _by_first(pointers):
         own = np.flatnonzero(pointers == pointer)
         begun, ended = _matched(rows[own, 2] & 1, stretch[own])
         if len(begun):
             table = np.empty(len(begun), OPERATOR_DTYPE)
             table["start_ns"], table["end_ns"] = times[own[begun]], times[own[ended]]
-            table["name"] = places[own[begun]]
-            found.append((pointer, table))
-    all_calls = sum(len(table) for _, table in found)
-    every = max(1, -(-all_calls // most))
-    return [
-        Operators((process, _lane(seen, int(pointer), number)), names, _kept(table, steps, every), every)
-        for number, (pointer, table) in enumerate(found)
-    ]
+            table["name"], table["step"] = places[own[begun]], NULL
+            found.append(Operators((process, _lane(seen, int(pointer), len(found))), names, table))
+    return found
+
+
+def thinned(found: Sequence[Operators], steps: Sequence[Step], most: int = MOST_CALLS) -> list[Operators]:
+    """The calls of one process with the steps in whose time they began. Beyond ``most`` calls only every
+    second, third, .. step (by its number) is kept, whole; what lies between steps goes then."""
+    every = max(1, -(-sum(len(calls.rows) for calls in found) // most))
+    return [Operators(calls.track, calls.names, _kept(calls.rows, steps, every), every) for calls in found]
 
 
 def _times(ticks: Words, readings: Sequence[tuple[int, int]]) -> Words:
