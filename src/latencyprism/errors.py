@@ -26,3 +26,7 @@ class TargetRefused(PrismError):
     """The target cannot or must not be attached to (exit 3)."""
 
     exit_code = 3
+
+
+class TargetBusy(TargetRefused):
+    """It did not come round to it in time; asked again, it may."""

@@ -20,7 +20,9 @@ from latencyprism.lab.load import Load
 from latencyprism.lab.profiles import profile
 from latencyprism.lab.serve import Server, start
 from latencyprism.recorder import Capture, read_capture
+from latencyprism.sentinel import below_watch
 from latencyprism.sentinel.incident_capture import IncidentCapture
+from latencyprism.sentinel.priority import OnTime, start_alike
 from latencyprism.sentinel.replica_watch import ReplicaWatch
 from latencyprism.sentinel.targets import attach
 
@@ -53,7 +55,14 @@ def recorded(server: Server, stopped: int, path: Path, load: Load) -> tuple[Capt
     """A capture with a deep window in which process ``stopped`` was stopped, and when that was. The load ends
     before it is written, which is quicker so."""
     stops: list[Stretch] = []
+    below_watch.prepare()
     watch = ReplicaWatch(attach(discover(server.pid)[0], print), horizon_s=60.0)
+    # As a watch: beside three processes that spin on two cores an ordinary one waits for seconds.
+    with OnTime():
+        return _recorded(watch, stopped, path, load, stops), stops
+
+
+def _recorded(watch: ReplicaWatch, stopped: int, path: Path, load: Load, stops: list[Stretch]) -> Capture:
     try:
         assert watch.operators is not None
         watch.operators.wait_ready(30.0)
@@ -61,7 +70,7 @@ def recorded(server: Server, stopped: int, path: Path, load: Load) -> tuple[Capt
         assert capture.operators is not None
         # A thread of its own: reading what the deep probes see takes this one tenths of a second at times.
         stopping = threading.Thread(target=stop_often, args=(stopped, capture, stops))
-        stopping.start()
+        start_alike(stopping)
         next_slow = 0.0
         while (now := time.monotonic_ns()) < capture.until_ns:
             watch.settle()
@@ -78,7 +87,7 @@ def recorded(server: Server, stopped: int, path: Path, load: Load) -> tuple[Capt
     finally:
         watch.close()
     assert capture.result is not None and not capture.result.get("error"), capture.result
-    return read_capture(path), stops
+    return read_capture(path)
 
 
 def stop_often(pid: int, capture: IncidentCapture, stops: list[Stretch]) -> None:
@@ -134,7 +143,12 @@ def test_the_rank_that_was_stopped_is_the_one_that_the_other_waited_for(
     words = "\n".join(story.tell(capture, "a.pftrace", 0))
     assert f"rank 1 ({second}) came last in " in words
     seen = [step for step in capture.steps if step.collective_ns is not None]
-    assert len(seen) > 20 and all(0 < (step.collective_ns or 0) < step.duration_ns for step in seen)
+    if capture.meta["operators"]["lost"]:
+        assert not seen, "what was lost may have been a collective"
+    else:
+        assert len(seen) > 20, capture.meta["not_available"]
+    odd = [s for s in seen if not (0 if not s.requests else 1) <= (s.collective_ns or 0) < s.duration_ns]
+    assert not odd, "within the step, and none only where nothing was run"
     per_step = defaultdict(int)
     for span in capture.spans:
         if span.track == (first, "collectives"):

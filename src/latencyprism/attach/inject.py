@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ..errors import TargetRefused
+from ..errors import TargetBusy, TargetRefused
 from .borrow import Attempt, Borrower
 from .interpreter import NEWEST_STOPPED, PythonInfo, python_of, refuse_state
 from .outside import tracer_for
@@ -117,8 +117,9 @@ class Injector:
         idle runs when its main thread is back in bytecode, and both routes may be tried. So the text must
         be idempotent: give every command a nonce and let the target drop one that it has seen.
 
-        Raises TargetRefused when the text did not run in ``timeout_s`` (the main thread is in native code, or
-        waits holding the GIL) or the target ended. The text is blanked then: it will not run later.
+        Raises TargetBusy when the text did not run in ``timeout_s`` (the main thread is in native code, or
+        waits holding the GIL), TargetRefused when the target ended. The text is blanked then: it will not run
+        later.
         """
         data = _checked(text)
         if not self.identity.alive():
@@ -228,8 +229,8 @@ class Injector:
             return None
         return call, sleeps
 
-    def _timed_out(self, progress: _Progress) -> TargetRefused:
-        return TargetRefused(
+    def _timed_out(self, progress: _Progress) -> TargetBusy:
+        return TargetBusy(
             f"process {self.pid} did not run the text in time",
             progress.why,
             "try again when it is between two native calls; nothing was left in it",

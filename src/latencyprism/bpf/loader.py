@@ -7,6 +7,7 @@ import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 
 from latencyprism.bpf import kernel
@@ -230,7 +231,7 @@ def _with_kernel_functions(code: bytes) -> bytes:
     """Calls of kernel functions carry a mark of ours instead of the number, which differs between kernels."""
     if not any(mark in code for mark in _KERNEL_FUNCTIONS):
         return code
-    numbers = kernel_type(FUNC, list(_KERNEL_FUNCTIONS.values()))
+    numbers = _kernel_function_numbers()
     for mark, name in _KERNEL_FUNCTIONS.items():
         if mark in code and name not in numbers:
             raise kernel.FeatureMissing(
@@ -238,6 +239,12 @@ def _with_kernel_functions(code: bytes) -> bytes:
             )
         code = code.replace(mark, mark[:4] + struct.pack("<I", numbers.get(name, 0)))
     return code
+
+
+@cache
+def _kernel_function_numbers() -> dict[str, int]:
+    """Once: the kernel tells a hundred thousand types, and a deep dive must not wait for that."""
+    return kernel_type(FUNC, list(_KERNEL_FUNCTIONS.values()))
 
 
 def _name_of(file: ObjectFile, section: int) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from latencyprism.agent.operator_build import Build, recognise
@@ -14,7 +14,7 @@ from latencyprism.agent.operator_ring import OperatorRecords, TscClock
 from latencyprism.agent.operators import OperatorProbe
 from latencyprism.agent.record_spool import RecordSpool
 from latencyprism.attach.inject import Injector
-from latencyprism.errors import PrismError
+from latencyprism.errors import PrismError, TargetBusy
 from latencyprism.sentinel.priority import on_time, start_alike
 
 COPY_S = 0.1
@@ -89,34 +89,52 @@ class OperatorDive:
         if not dives.busy.acquire(blocking=False):
             self.missing.append("operators: another capture has them")
             return
-        probes: list[OperatorProbe] = []
         try:
-            with _switching_fast():
-                self._arm(probes)
-            while probes and time.monotonic_ns() < self._until_ns and not self._stop.wait(COPY_S):
-                for probe in probes:
-                    probe.drain()
+            # A thread for each: one that is long in coming must not keep the others waiting.
+            pids = list(dives.ready)
+            threads = [threading.Thread(target=self._serve, args=(pid,), daemon=True) for pid in pids[1:]]
+            for thread in threads:
+                start_alike(thread)
+            for pid in pids[:1]:
+                self._serve(pid)
+            for thread in threads:
+                thread.join()
         finally:
-            for probe in probes:
-                with contextlib.suppress(OSError):
-                    probe.close()
-                role = dives.roles.get(probe.pid, "process")
-                self.records.append((f"{role} {probe.pid}", probe.records))
             dives.busy.release()
 
-    def _arm(self, probes: list[OperatorProbe]) -> None:
-        for pid, (injector, build, clock) in self._dives.ready.items():
-            left_s = (self._until_ns - time.monotonic_ns()) / 1e9
-            if left_s <= 0 or self._stop.is_set():
-                self.missing.append("operators: the window was over before they were armed")
-                return
+    def _serve(self, pid: int) -> None:
+        """One process: arm, copy, disarm."""
+        if self._dives.realtime:
+            on_time()
+        probe = self._armed(pid)
+        if probe is None:
+            return
+        self.armed_ms[pid] = (probe.armed_ns - self.begun_ns) / 1e6
+        try:
+            while time.monotonic_ns() < self._until_ns and not self._stop.wait(COPY_S):
+                probe.drain()
+        finally:
+            with contextlib.suppress(OSError):
+                probe.close()
+            role = self._dives.roles.get(pid, "process")
+            self.records.append((f"{role} {pid}", probe.records))
+
+    def _armed(self, pid: int) -> OperatorProbe | None:
+        """Asks again while the process is busy; None where it refuses or time is over, which is told."""
+        injector, build, clock = self._dives.ready[pid]
+        spool = self._spool()
+        why = "operators: the window was over before they were armed"
+        while (left_s := (self._until_ns - time.monotonic_ns()) / 1e9) > 0 and not self._stop.is_set():
             try:
-                probe = OperatorProbe(injector, build, left_s, clock=clock, spool=self._spool())
+                with _FAST:
+                    return OperatorProbe(injector, build, left_s, clock=clock, spool=spool)
             except (PrismError, OSError) as error:
-                self.missing.append(_told(error))
-                continue
-            self.armed_ms[pid] = (probe.armed_ns - self.begun_ns) / 1e6
-            probes.append(probe)
+                why = _told(error)
+                if not isinstance(error, TargetBusy):
+                    break
+            self._stop.wait(COPY_S)
+        self.missing.append(why)
+        return None
 
     def _spool(self) -> RecordSpool | None:
         if self._folder is None:
@@ -158,14 +176,29 @@ class OperatorDive:
                 self.missing.append(f"operators: those of {process} end early, the lease was not renewed")
 
 
-@contextlib.contextmanager
-def _switching_fast() -> Iterator[None]:
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(ARMING_SWITCH_S)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(usual)
+class _SwitchingFast:
+    """While any thread is inside."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._usual = 0.0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._usual = sys.getswitchinterval()
+                sys.setswitchinterval(ARMING_SWITCH_S)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                sys.setswitchinterval(self._usual)
+
+
+_FAST = _SwitchingFast()
 
 
 def _told(error: BaseException) -> str:

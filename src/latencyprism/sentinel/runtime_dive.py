@@ -1,7 +1,8 @@
 """Runtime calls while a capture is open: launches, copies, waits, matrix products, collectives.
 
 To find the libraries and their functions, and to take probes away again, takes tenths of a second: that is
-done by threads, beforehand and afterwards.
+done by threads, beforehand and afterwards. To attach takes some milliseconds of work, at the watch's own
+priority: an ordinary thread can be kept off the CPU for seconds, with the interpreter's lock in its hands.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from latencyprism.bpf.prices import Prices, measure_calls
 from latencyprism.errors import PrismError
 from latencyprism.host.processes import thread_name
 from latencyprism.records import Span
-from latencyprism.sentinel.priority import ordinary, start_alike
+from latencyprism.sentinel.priority import start_alike
 from latencyprism.xpu.runtime_calls import DEFAULT_KINDS, RuntimeProbe
 from latencyprism.xpu.symbols import Mapped, find_libraries
 
@@ -87,7 +88,6 @@ class RuntimeDive:
         start_alike(self._thread)
 
     def _run(self) -> None:
-        ordinary()  # to attach takes tenths of a second: none of an engine's core is for that
         probes: list[RuntimeProbe] = []
         try:
             for pid, libraries in self._dives.libraries.items():
