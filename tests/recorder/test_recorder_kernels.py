@@ -126,11 +126,9 @@ def test_the_trace_processor_finds_streams_and_arrows(path: Path) -> None:
 def test_each_pair_of_call_and_kernel_has_a_flow_of_its_own() -> None:
     capture = with_kernels()
     flows = Flows(capture.window)
-    begun = [flow for place in range(len(capture.spans)) for flow in flows.from_span(place)]
-    ended = [
-        flow for place, span in enumerate(capture.spans) for flow in flows.of_span(place)
-        if span.track[0].startswith("GPU")
-    ]  # fmt: skip
+    both = [(span, *flows.of_span(place, span)) for place, span in enumerate(capture.spans)]
+    begun = [flow for _, begins, _ in both for flow in begins]
+    ended = [flow for span, _, ends in both for flow in ends if span.track[0].startswith("GPU")]
     assert len(set(begun)) == len(begun) == 120 and sorted(begun) == sorted(ended)
 
 
@@ -142,8 +140,9 @@ def test_the_same_correlation_in_another_process_is_another_launch() -> None:
         ),
     ]
     flows = Flows(Window([], spans))
-    assert [bool(flows.of_span(place)) for place in range(3)] == [False, False, True]
-    assert [bool(flows.from_span(place)) for place in range(3)] == [False, True, False]
+    found = [flows.of_span(place, span) for place, span in enumerate(spans)]
+    assert [bool(ended) for _, ended in found] == [False, False, True]
+    assert [bool(begun) for begun, _ in found] == [False, True, False]
 
 
 def test_what_looks_at_spans_of_workers_passes_kernels_over() -> None:

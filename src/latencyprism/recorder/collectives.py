@@ -44,6 +44,7 @@ def filled(steps: Sequence[Step], spans: Sequence[Span], collectives: Sequence[S
         seen[lane] = (min(since_ns, span.start_ns), max(until_ns, span.end_ns))
     since_ns = max((since for since, _ in seen.values()), default=0)
     until_ns = min((until for _, until in seen.values()), default=0)
+    began_in = {span.step for span in collectives}
     index = SpanIndex.of([*spans, *collectives])
     inside: dict[tuple[str, int, int], list[Step]] = defaultdict(list)
     for step in steps:
@@ -54,7 +55,10 @@ def filled(steps: Sequence[Step], spans: Sequence[Span], collectives: Sequence[S
         for found in break_down(own, index):
             if any(part.lanes[-1] in seen for part in found.parts):
                 sums = found.sums
-                lengths[found.step] = sums.get(COLLECTIVE, 0) + sums.get(COLLECTIVE_WAIT, 0)
+                ns = sums.get(COLLECTIVE, 0) + sums.get(COLLECTIVE_WAIT, 0)
+                # Where a rank's execution was not told, its collectives are in no part of the step.
+                if ns or found.step.step not in began_in:
+                    lengths[found.step] = ns
     for step in steps:
-        ns = lengths.get(step)
-        yield step if ns is None else step._replace(collective_ns=ns)
+        told = lengths.get(step)
+        yield step if told is None else step._replace(collective_ns=told)
