@@ -63,27 +63,19 @@ MACHINE = [
     process(97, 95, "VLLM::DPEngineCore_1_TP1"),
     # TGI with two shards, and one without; started by a launcher each.
     process(100, 1, "text-generation-launcher", "--num-shard", "2"),
-    process(
-        101,
-        100,
-        "/t/bin/python",
-        "/t/bin/text-generation-server",
-        "serve",
-        "m",
-        "--uds-path",
-        "/a",
-        "--sharded",
-    ),
-    process(
-        102,
-        100,
-        "/t/bin/python",
-        "/t/bin/text-generation-server",
-        "serve",
-        "m",
-        "--uds-path",
-        "/a",
-        "--sharded",
+    *(
+        process(
+            pid,
+            100,
+            "/t/bin/python",
+            "/t/bin/text-generation-server",
+            "serve",
+            "m",
+            "--uds-path",
+            "/a",
+            "--sharded",
+        )
+        for pid in (101, 102)
     ),
     process(103, 100, "text-generation-router", "serve"),
     process(104, 1, "/t/bin/python", "-m", "text_generation_server.cli", "serve", "m"),

@@ -4,7 +4,6 @@ run as a separate process and really attached to. The engine needs kernels that 
 from __future__ import annotations
 
 import itertools
-import json
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from stand_in_process import let_serve, until_the_end
 
 from latencyprism.agent.knobs import KnobOrders
 from latencyprism.engines.discovery import discover
@@ -47,24 +47,13 @@ def stand_in(
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert process.stdin is not None and process.stdout is not None
-    try:
-        assert process.stdout.readline() == "ready\n"
+    with until_the_end(process):
         yield process
-    finally:
-        process.kill()
-        process.wait()
-        process.stdin.close()
-        process.stdout.close()
 
 
 def serve(process: subprocess.Popen[str], source: PythonSource) -> tuple[list[Step], dict[str, object]]:
     """Let it serve its scenario: (steps that were seen, what it says that it did)."""
-    assert process.stdin is not None and process.stdout is not None
-    process.stdin.write("go\n")
-    process.stdin.flush()
-    said = json.loads(process.stdout.readline())
-    time.sleep(0.05)
+    said = let_serve(process)
     return source.poll().steps, said
 
 

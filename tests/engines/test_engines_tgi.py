@@ -8,13 +8,13 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from stand_in_process import let_serve, until_the_end
 
 from latencyprism.engines.discovery import discover
 from latencyprism.engines.packs import load_pack
@@ -54,25 +54,8 @@ def stand_in(
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env=dict(os.environ) if rank is None else {**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"},
     )  # fmt: skip
-    assert process.stdin is not None and process.stdout is not None
-    try:
-        assert process.stdout.readline() == "ready\n"
+    with until_the_end(process):
         yield process
-    finally:
-        process.kill()
-        process.wait()
-        process.stdin.close()
-        process.stdout.close()
-
-
-def let_serve(process: subprocess.Popen[str]) -> list[dict[str, int]]:
-    """Let it serve its scenario: what it says that it did."""
-    assert process.stdin is not None and process.stdout is not None
-    process.stdin.write("go\n")
-    process.stdin.flush()
-    calls: list[dict[str, int]] = json.loads(process.stdout.readline())["calls"]
-    time.sleep(0.05)
-    return calls
 
 
 def served(
@@ -82,7 +65,7 @@ def served(
         (replica,) = discover(process.pid)
         assert (replica.engine, replica.engine_pid) == ("tgi", process.pid)
         source = PythonSource(replace(replica, version=version))
-        calls = let_serve(process)
+        calls = let_serve(process)["calls"]
         steps = source.poll().steps
         health = source.health()[process.pid]
         outputs = source.totals.output_tokens
@@ -178,8 +161,8 @@ def test_shards_are_one_replica_of_which_the_first_writes_steps(tmp_path: Path) 
         ]  # fmt: skip
         assert replica.roles() == {first.pid: "shard", second.pid: "shard 1"}
         source = PythonSource(replace(replica, version=LAST))
-        calls = let_serve(first)
-        assert let_serve(second) == calls
+        calls = let_serve(first)["calls"]
+        assert let_serve(second)["calls"] == calls
         window = source.poll()
         health = source.health()
         source.close()
@@ -209,7 +192,7 @@ def test_batches_in_an_earlier_form_are_told_and_not_guessed_at(tmp_path: Path) 
     with stand_in(tmp_path, LAST, "older", recorded=tmp_path / "older.json") as process:
         (replica,) = discover(process.pid)
         source = PythonSource(replace(replica, version=LAST))
-        calls = let_serve(process)
+        calls = let_serve(process)["calls"]
         steps = source.poll().steps
         health = source.health()[process.pid]
         source.close()

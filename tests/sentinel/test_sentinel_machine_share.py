@@ -8,11 +8,12 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from sentinel_windows import Source
 
 from latencyprism.attach.process import read_process
 from latencyprism.engines.discovery import Member, Replica
 from latencyprism.host.machine import MachineCounters
-from latencyprism.records import Alert, Step, Window
+from latencyprism.records import Alert, Step
 from latencyprism.sentinel.machine_share import machine_share
 from latencyprism.sentinel.replica_watch import ReplicaWatch
 from latencyprism.sentinel.targets import Attachment
@@ -73,24 +74,6 @@ def test_nothing_is_known_without_readings(machine: MachineCounters) -> None:
     assert machine_share(machine, PIDS, time.monotonic_ns(), 20.0, [(30.0, 10.0)], 30.0) is None
 
 
-class Source:
-    """Windows that a test puts in."""
-
-    engine, lost, pids = "vllm", 0, PIDS
-
-    def __init__(self) -> None:
-        self.window = Window()
-
-    def poll(self) -> Window:
-        window, self.window = self.window, Window()
-        return window
-
-    def fileno(self) -> None:
-        return None
-
-    def close(self) -> None: ...
-
-
 def steps_and_a_stall(watch: ReplicaWatch, stolen_ticks: int, monkeypatch: pytest.MonkeyPatch) -> Alert:
     """300 steps of 10 ms up to now, then one of 110 ms, of which so many ticks were stolen."""
     source: Source = watch.attachment.source  # type: ignore[assignment]
@@ -116,7 +99,7 @@ def steps_and_a_stall(watch: ReplicaWatch, stolen_ticks: int, monkeypatch: pytes
 @pytest.fixture
 def watch() -> Iterator[ReplicaWatch]:
     here = Replica("vllm", 0, (Member(read_process(os.getpid()), "engine"),), "0.32")
-    made = ReplicaWatch(Attachment(here, Source(), [], None))  # type: ignore[arg-type]
+    made = ReplicaWatch(Attachment(here, Source(PIDS), [], None))  # type: ignore[arg-type]
     yield made
     made.close()
 

@@ -7,11 +7,12 @@ import re
 from types import SimpleNamespace
 
 import pytest
+from sentinel_windows import Source
 
 from latencyprism.attach.process import read_process
 from latencyprism.engines.discovery import Member, Replica
 from latencyprism.faces.wording import alert_sentence
-from latencyprism.records import Alert, Counter, Span, Step, Window
+from latencyprism.records import Alert, Counter, Span, Step
 from latencyprism.sentinel import rank_watch
 from latencyprism.sentinel.rank_watch import RankWatch
 from latencyprism.sentinel.replica_watch import ReplicaWatch
@@ -35,28 +36,10 @@ def test_only_workers_of_one_stage_are_compared() -> None:
     assert RankWatch.of(replica(0, 1, engine="sglang")) is None
 
 
-class Source:
-    """Windows that a test puts in."""
-
-    engine, lost, pids = "vllm", 0, (900, 901, 902)
-
-    def __init__(self) -> None:
-        self.window = Window()
-
-    def poll(self) -> Window:
-        window, self.window = self.window, Window()
-        return window
-
-    def fileno(self) -> None:
-        return None
-
-    def close(self) -> None: ...
-
-
 @pytest.fixture
 def watch() -> ReplicaWatch:
     here = Replica("vllm", 0, (Member(read_process(os.getpid()), "engine"),), "0.32")
-    made = ReplicaWatch(Attachment(here, Source(), [], None))  # type: ignore[arg-type]
+    made = ReplicaWatch(Attachment(here, Source((900, 901, 902)), [], None))  # type: ignore[arg-type]
     made._ranks = RankWatch([(0, ("Worker 901",)), (1, ("Worker 1 902",))])
     return made
 
