@@ -30,3 +30,8 @@ class TargetRefused(PrismError):
 
 class TargetBusy(TargetRefused):
     """It did not come round to it in time; asked again, it may."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Why it failed, without what: for a list of what is missing, which says that itself."""
+    return (error.why if isinstance(error, PrismError) else "") or str(error)

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from latencyprism.host import ClockMap, HostSampler, Neighbours
 from latencyprism.host.cgroup import CpuMount, GroupChain, parse_membership, parse_mounts
+from latencyprism.host.cpu_lines import parse_cpu_lines
 from latencyprism.host.held import HeldFile, parse_table
-from latencyprism.host.machine import parse_cpu_lines, parse_pressure
+from latencyprism.host.machine import parse_pressure
 from latencyprism.host.neighbours import SEEN
 from latencyprism.host.processes import STATES, parse_allowed, parse_stat
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 import recorder_trace_processor
 from recorder_samples import incident
 
+from latencyprism.attach.inject import InjectReport
 from latencyprism.cli.main import main
 from latencyprism.recorder import Capture, read_capture, write_capture
 from latencyprism.recorder.export_tables import tables_of
@@ -19,7 +21,7 @@ from latencyprism.sentinel.finish import finish
 from latencyprism.timeline.breakdown import SpanIndex
 from latencyprism.timeline.device_time import DeviceWindow, with_busy
 from latencyprism.xpu.kernel_spans import described, spans_of
-from latencyprism.xpu.kernels import KernelEvent
+from latencyprism.xpu.kernels import KernelCapture, KernelEvent
 
 NOT_HERE = recorder_trace_processor.missing()
 WORKER = "Worker 815"
@@ -27,13 +29,10 @@ REDUCE = "ncclDevKernel_AllReduce_Sum_bf16_RING_LL"
 NAMES = ("gemm", "void sample_tokens_kernel<float>()", "execute_model", REDUCE)
 
 
-class Window815:
-    """What ``described`` needs of a capture of kernels."""
-
-    framework, left_out = "torch 9.9", 0
-
-    def __init__(self, started_ns: int, stopping_ns: int) -> None:
-        self.moments = {"started": started_ns, "stopping": stopping_ns, "done": stopping_ns + 9_000_000}
+def window_of(started_ns: int, stopping_ns: int) -> KernelCapture:
+    """What ``described`` tells of: its events are told apart."""
+    moments = {"started": started_ns, "stopping": stopping_ns, "done": stopping_ns + 9_000_000}
+    return KernelCapture(815, "torch 9.9", moments, 0, cast(InjectReport, None), [], 0)
 
 
 def with_kernels(steps: int = 30) -> Capture:
@@ -52,11 +51,11 @@ def with_kernels(steps: int = 30) -> Capture:
         events.append(KernelEvent("second", "CUDA", 0, 7, at + 100_000, at + 120_000, correlation))
     events.append(KernelEvent("Memset (Device)", "CUDA", 0, 7, at + 120_000, at + 130_000, 0))
     spans = spans_of(events, WORKER)
-    told = Window815(chosen[0].start_ns, chosen[-1].end_ns)
+    told = window_of(chosen[0].start_ns, chosen[-1].end_ns)
     capture.spans += spans
     window = DeviceWindow.of(*list(told.moments.values())[:2], spans)
     capture.steps[:] = with_busy(capture.steps, [window])
-    capture.meta["kernels"] = [described(told, WORKER, spans)]  # type: ignore[arg-type]
+    capture.meta["kernels"] = [described(told, WORKER, spans)]
     return capture
 
 

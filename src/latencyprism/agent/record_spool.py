@@ -30,7 +30,7 @@ class RecordSpool:
         return self._fd
 
     def append(self, rows: Rows) -> None:
-        view = memoryview(np.ascontiguousarray(rows).tobytes())
+        view = memoryview(rows.tobytes())
         at = self._bytes
         while len(view):
             done = os.pwrite(self.fd, view, at)

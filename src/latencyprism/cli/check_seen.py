@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from latencyprism.engines.discovery import Replica
-from latencyprism.engines.packs import PackRange, load_pack
+from latencyprism.engines.packs import Pack, load_pack
 from latencyprism.engines.unknown import no_pack_fits
 
 NATIVE = "llama.cpp"
@@ -25,9 +25,7 @@ def seen_of(replica: Replica, met: bool, kernel: list[dict[str, Any]]) -> dict[s
         seen = ["iterations: when and how long, once their function is found"]
         missing = ["what they are made of (requests, tokens)", "single requests"]
     else:
-        pack = load_pack(replica.engine)
-        seen, missing = _by_pack(replica, pack.choose(replica.version)[0])
-        missing += pack.untold
+        seen, missing = _by_pack(replica, load_pack(replica.engine))
     lacking = [one["name"] for one in kernel if one["name"] in _FOR_SCHEDULING and not one["ok"]]
     if lacking:
         missing.append(f"scheduler events in a capture ({', '.join(lacking)}: see below)")
@@ -36,10 +34,11 @@ def seen_of(replica: Replica, met: bool, kernel: list[dict[str, Any]]) -> dict[s
     return {"seen": seen, "not_seen": [*missing, "prompts, tokens and outputs: never read"]}
 
 
-def _by_pack(replica: Replica, entry: PackRange) -> tuple[list[str], list[str]]:
+def _by_pack(replica: Replica, pack: Pack) -> tuple[list[str], list[str]]:
+    entry = pack.choose(replica.version)[0]
     roles = [part for member in replica.members for part in member.role.split("+")]
     seen = ["every batch: when, how long, its requests and tokens, prompt and decode"]
-    if not load_pack(replica.engine).untold:
+    if not pack.untold:
         seen[0] += ", queue and cache"
     missing = []
     if "worker" in roles:
@@ -56,4 +55,4 @@ def _by_pack(replica: Replica, entry: PackRange) -> tuple[list[str], list[str]]:
     deep = sum(len(entry.deep.get(role, ())) for role in set(roles))
     if deep:
         seen.append(f"in a capture: calls of up to {deep} functions of it")
-    return seen, missing
+    return seen, [*missing, *pack.untold]

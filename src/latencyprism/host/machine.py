@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Collection
 from time import perf_counter_ns
 
+from latencyprism.host.cpu_lines import busy_ticks, parse_cpu_lines
 from latencyprism.host.held import HeldFile, parse_table
 from latencyprism.host.stolen import Reading
 from latencyprism.records import Counter
@@ -29,18 +30,6 @@ def parse_pressure(data: bytes) -> dict[str, int]:
         if kind in ("some", "full") and total.isdigit():
             found[kind] = int(total) * 1000
     return found
-
-
-def parse_cpu_lines(data: bytes) -> dict[int, list[int]]:
-    """CPU number -> ticks (user, nice, system, idle, iowait, irq, softirq, steal, …) from /proc/stat."""
-    cpus: dict[int, list[int]] = {}
-    for line in data.splitlines():
-        if not line.startswith(b"cpu"):
-            break
-        words = line.split()
-        if words[0] != b"cpu" and words[0][3:].isdigit() and all(word.isdigit() for word in words[1:]):
-            cpus[int(words[0][3:])] = [int(word) for word in words[1:]]
-    return cpus
 
 
 class MachineCounters:
@@ -80,9 +69,7 @@ class MachineCounters:
         for cpu, ticks in parse_cpu_lines(stat).items():
             if len(ticks) < 8:
                 continue
-            # Guest time is already within user time.
-            busy = ticks[0] + ticks[1] + ticks[2] + ticks[5] + ticks[6]
-            for name, value in (("busy", busy), ("steal", ticks[7]), ("iowait", ticks[4])):
+            for name, value in (("busy", busy_ticks(ticks)), ("steal", ticks[7]), ("iowait", ticks[4])):
                 out.append(Counter(TRACK, f"cpu{cpu}_{name}_ns", now_ns, value * self.ns_per_tick, "ns"))
         for kind, held in self._pressure.items():
             for level, total_ns in parse_pressure(held.read(512) or b"").items():

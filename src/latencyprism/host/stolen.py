@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+from latencyprism.host.cpu_lines import busy_ticks, parse_cpu_lines
+
 BEFORE_NS = 20_000_000_000
 """What is usual is taken from so long before the stretch."""
 LEAST_TICKS = 2
@@ -57,20 +59,10 @@ def stolen(
 
 def ticks_on(data: bytes, cpus: Collection[int]) -> tuple[int, int] | None:
     """(busy, steal) ticks over ``cpus`` from /proc/stat; None where a line has no column for steal."""
-    busy = steal = seen = 0
-    for line in data.split(b"\n"):
-        if not line.startswith(b"cpu"):
-            break
-        if line.startswith(b"cpu "):
-            continue
-        words = line.split()
-        if len(words) < 9 or not words[0][3:].isdigit() or int(words[0][3:]) not in cpus:
-            continue
-        # Guest time is already within user time.
-        busy += int(words[1]) + int(words[2]) + int(words[3]) + int(words[6]) + int(words[7])
-        steal += int(words[8])
-        seen += 1
-    return (busy, steal) if seen else None
+    lines = [ticks for cpu, ticks in parse_cpu_lines(data).items() if cpu in cpus and len(ticks) >= 8]
+    if not lines:
+        return None
+    return sum(map(busy_ticks, lines)), sum(ticks[7] for ticks in lines)
 
 
 def frequency_ratio(before: Sequence[dict[int, int]], now: dict[int, int]) -> float | None:

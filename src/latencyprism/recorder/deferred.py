@@ -8,7 +8,6 @@ millisecond belongs elsewhere. The copy lowers itself before it packs, and furth
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import os
 import selectors
@@ -25,9 +24,11 @@ from typing import Any, NoReturn
 from latencyprism.errors import PrismError
 from latencyprism.recorder.atomic import temporary_prefix
 from latencyprism.recorder.capture import Capture, write_raw
-from latencyprism.recorder.idle import come_forward, step_aside
+from latencyprism.recorder.forked import part_from_watch
+from latencyprism.recorder.idle import come_forward
 
 _MAX_SAID_BYTES = 1 << 20
+WRITER_NICE = 10
 _JOBS: weakref.WeakSet[CaptureJob] = weakref.WeakSet()
 
 
@@ -183,21 +184,11 @@ def _become_writer(
 ) -> NoReturn:
     """In the copy: let go of everything of the watcher's, pack, and replace the program."""
     try:
-        gc.disable()
         os.dup2(said_fd, 1)
         nothing = os.open(os.devnull, os.O_RDWR)
         os.dup2(nothing, 0)
         os.dup2(nothing, 2)
-        # Probes and locks of the watcher must end with the watcher, not with its copy, which may be kept
-        # waiting once it is lowered: so before that.
-        _close_all_but(keep)
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGXCPU):
-            signal.signal(number, signal.SIG_DFL)
-        # A session of its own: Ctrl-C at the watcher is the watcher's to act on. And at once a low one: an
-        # engine's steps were longer while this packed.
-        os.setsid()
-        step_aside()
+        part_from_watch(keep, WRITER_NICE)
         try:
             write_raw(raw, make())
         except (OSError, PrismError) as error:
@@ -206,11 +197,3 @@ def _become_writer(
         os.execv(sys.executable, [sys.executable, "-m", "latencyprism.recorder.write", raw, out, *finish])
     finally:
         os._exit(70)
-
-
-def _close_all_but(keep: Sequence[int]) -> None:
-    first = 3
-    for kept in sorted(fd for fd in keep if fd > 2):
-        os.closerange(first, kept)
-        first = kept + 1
-    os.closerange(first, 1 << 16)

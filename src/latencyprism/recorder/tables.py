@@ -14,11 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from latencyprism.records import (
-    FINISH_REASONS,
     NULL,
     PHASES,
     REQUEST_COLUMNS,
-    ROUTES,
     STEP_COLUMNS,
     STEP_DTYPE,
     Counter,
@@ -26,6 +24,7 @@ from latencyprism.records import (
     Span,
     Step,
 )
+from latencyprism.records.request import PLACES, place_of, row_to_request
 from latencyprism.records.step import row_to_step
 
 Packed = npt.NDArray[np.void]
@@ -51,7 +50,7 @@ _ENGINE_BYTES = STEP_DTYPE["engine"].itemsize
 REQUEST_DTYPE = np.dtype(
     [(name, f"S{_ENGINE_BYTES}" if name == "engine" else "<i8") for name in REQUEST_COLUMNS]
 )
-"""``finish_reason``: place in FINISH_REASONS, ``route``: in ROUTES."""
+"""``request.PLACES``: as places in their words."""
 
 
 class Details(tuple[tuple[str, "str | int | float"], ...]):
@@ -144,14 +143,11 @@ def pack_requests(requests: Sequence[Request]) -> Packed:
     packed = np.empty(len(requests), dtype=REQUEST_DTYPE)
     if not requests:
         return packed
-    reasons: dict[str | None, int] = {reason: place for place, reason in enumerate(FINISH_REASONS)}
     for name, column in zip(REQUEST_COLUMNS, zip(*requests)):
         if name == "engine":
             packed[name] = [word.encode("ascii", "replace")[:_ENGINE_BYTES] for word in column]
-        elif name == "finish_reason":
-            packed[name] = [reasons.get(word, NULL) for word in column]
-        elif name == "route":
-            packed[name] = [ROUTES.index(word) if word in ROUTES else NULL for word in column]
+        elif name in PLACES:
+            packed[name] = [place_of(PLACES[name], word) for word in column]
         else:
             packed[name] = [NULL if value is None else value for value in column]
     return packed
@@ -203,19 +199,7 @@ def unpack_requests(packed: Packed) -> list[Request]:
     for name in ("replica", "request"):
         if (packed[name] == NULL).any():
             raise ValueError(f"a request has no {name}")
-    requests = []
-    for row in packed.tolist():
-        told: dict[str, Any] = {
-            name: None if value == NULL else value for name, value in zip(REQUEST_COLUMNS, row)
-        }
-        told["engine"] = told["engine"].decode("ascii", "replace")
-        reason = told["finish_reason"]
-        known = reason is not None and 0 <= reason < len(FINISH_REASONS)
-        told["finish_reason"] = FINISH_REASONS[reason] if known else None
-        route = told["route"]
-        told["route"] = ROUTES[route] if route is not None and 0 <= route < len(ROUTES) else None
-        requests.append(Request(**told))
-    return requests
+    return [row_to_request(row) for row in packed.tolist()]
 
 
 def unpack_spans(packed: Packed, words: Sequence[Any]) -> list[Span]:

@@ -27,11 +27,9 @@ from typing import Any
 from latencyprism.errors import PrismError
 from latencyprism.recorder.judgements import alert_to_dict
 from latencyprism.records import (
-    FINISH_REASONS,
     NULL,
     PHASES,
     REQUEST_COLUMNS,
-    ROUTES,
     STEP_COLUMNS,
     Alert,
     Counter,
@@ -39,6 +37,7 @@ from latencyprism.records import (
     Span,
     Step,
 )  # fmt: skip
+from latencyprism.records.request import PLACES, place_of
 
 MAGIC = b"LPTAPE\x00\x01"
 FORMAT = 1
@@ -64,7 +63,7 @@ _SHARES = (8, 5, 3, 1, 7)
 _NOT_A_NUMBER = float("nan")
 _KV = STEP_COLUMNS.index("kv_usage")
 _PHASE = STEP_COLUMNS.index("phase")
-_REASON, _ROUTE = map(REQUEST_COLUMNS.index, ("finish_reason", "route"))
+_REQUEST_WORDS = [(REQUEST_COLUMNS.index(name), words) for name, words in PLACES.items()]
 
 
 class Lane(enum.IntEnum):
@@ -234,9 +233,8 @@ class Tape:
     def add_request(self, request: Request) -> None:
         values: list[Any] = [NULL if value is None else value for value in request]
         values[0] = request.engine.encode("ascii", "replace")
-        reason = request.finish_reason
-        values[_REASON] = FINISH_REASONS.index(reason) if reason in FINISH_REASONS else NULL
-        values[_ROUTE] = ROUTES.index(request.route) if request.route in ROUTES else NULL
+        for column, words in _REQUEST_WORDS:
+            values[column] = place_of(words, request[column])
         self._row(Lane.REQUESTS, FrameKind.REQUEST, REQUEST, values)
 
     def _row(self, lane: Lane, kind: FrameKind, layout: struct.Struct, values: list[Any]) -> None:

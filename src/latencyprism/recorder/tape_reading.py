@@ -19,17 +19,8 @@ from latencyprism.recorder import tape as tapes
 from latencyprism.recorder.capture import Capture
 from latencyprism.recorder.judgements import alert_from_dict
 from latencyprism.recorder.tape import FrameKind, Lane
-from latencyprism.records import (
-    FINISH_REASONS,
-    NULL,
-    REQUEST_COLUMNS,
-    ROUTES,
-    Alert,
-    Counter,
-    Request,
-    Span,
-    Step,
-)
+from latencyprism.records import NULL, Alert, Counter, Request, Span, Step
+from latencyprism.records.request import row_to_request
 from latencyprism.records.step import row_to_step
 
 _NULL = NULL.to_bytes(8, "little", signed=True)
@@ -243,25 +234,12 @@ def _take(kind: int, payload: bytes, words: list[Any], taped: Taped) -> None:
         taped.counters.append(Counter(words[track], words[name], time_ns, value, words[unit]))
     elif kind == FrameKind.REQUEST:
         missing = tapes.REQUEST.size - len(payload)  # a tape may be older than the last columns
-        taped.requests.append(_request(tapes.REQUEST.unpack(payload + _NULL * (missing // len(_NULL)))))
+        taped.requests.append(row_to_request(tapes.REQUEST.unpack(payload + _NULL * (missing // len(_NULL)))))
     elif kind == FrameKind.ALERT:
         told = json.loads(payload)
         taped.alerts.append((alert_from_dict(told["alert"]), int(told["onset_ns"]), int(told["raised_ns"])))
     elif kind == FrameKind.WAITS:
         taped.waits.append(payload)
-
-
-def _request(row: tuple[Any, ...]) -> Request:
-    values: dict[str, Any] = {
-        name: None if value == NULL else value for name, value in zip(REQUEST_COLUMNS, row)
-    }
-    values["engine"] = row[0].rstrip(b"\0").decode("ascii", "replace")
-    reason = values["finish_reason"]
-    known = reason is not None and 0 <= reason < len(FINISH_REASONS)
-    values["finish_reason"] = FINISH_REASONS[reason] if known else None
-    route = values["route"]
-    values["route"] = ROUTES[route] if route is not None and 0 <= route < len(ROUTES) else None
-    return Request(**values)
 
 
 def _cut(taped: Taped, horizon_ns: int) -> None:

@@ -6,7 +6,10 @@ start of a request that was there before the probe, the first token of one that 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from latencyprism.records.step import NULL
 
 FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")
 ROUTES = (
@@ -56,3 +59,27 @@ class Request(NamedTuple):
 
 
 REQUEST_COLUMNS: tuple[str, ...] = Request._fields
+PLACES = {"finish_reason": FINISH_REASONS, "route": ROUTES}
+"""Columns that are packed as a place in these words."""
+
+
+def place_of(words: Sequence[str], word: object) -> int:
+    """NULL: it is none of them."""
+    return words.index(str(word)) if word in words else NULL
+
+
+def word_at(words: Sequence[str], place: int | None) -> str | None:
+    """The inverse; None for a place that is none."""
+    return words[place] if place is not None and 0 <= place < len(words) else None
+
+
+def row_to_request(row: Sequence[Any]) -> Request:
+    """A request as packed everywhere: the engine's name in bytes, else integers, NULL where not observed.
+    A word that is not known is None."""
+    told: dict[str, Any] = {
+        name: None if value == NULL else value for name, value in zip(REQUEST_COLUMNS, row)
+    }
+    told["engine"] = row[0].rstrip(b"\0").decode("ascii", "replace")
+    for name, words in PLACES.items():
+        told[name] = word_at(words, told[name])
+    return Request(**told)

@@ -6,7 +6,6 @@ The watch goes on meanwhile: to diagnose takes tenths of a second, which an aler
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import os
 import signal
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from latencyprism.recorder.capture import Capture
-from latencyprism.recorder.idle import step_aside
+from latencyprism.recorder.forked import part_from_watch
 from latencyprism.sentinel.finish import finish
 
 FIRST_S, NEXT_S = 1.0, 2.5
@@ -83,17 +82,8 @@ class EarlyVerdict:
 def _look(make: Callable[[], Capture], said_fd: int) -> NoReturn:
     """In the copy: let go of what is the watcher's, diagnose, say it, end."""
     try:
-        gc.disable()
-        # Probes and locks of the watcher must end with the watcher, not with its copy, which may be kept
-        # waiting once it is lowered: so before that.
-        os.closerange(3, said_fd)
-        os.closerange(said_fd + 1, 1 << 16)
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGXCPU, signal.SIGPROF):
-            signal.signal(number, signal.SIG_DFL)
+        part_from_watch([said_fd], _NICE)
         signal.setitimer(signal.ITIMER_PROF, _CPU_S)
-        os.setsid()
-        step_aside(_NICE)
         verdict = finish(make()).verdict
         if verdict is not None:
             text = json.dumps(verdict.to_dict()).encode()

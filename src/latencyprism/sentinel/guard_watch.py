@@ -22,6 +22,7 @@ from latencyprism.sentinel.replica_watch import ReplicaWatch
 from latencyprism.sentinel.shield_thread import ShieldThread
 from latencyprism.sentinel.slo_watch import Served, SloWatch
 from latencyprism.slo.effect import Effect
+from latencyprism.slo.pace import Pace
 from latencyprism.slo.prompts_seen import PromptsSeen
 from latencyprism.slo.readiness import Endpoint, Readiness
 from latencyprism.slo.rules import metrics_text
@@ -142,10 +143,10 @@ class GuardWatch(Attendant):
         if window.steps and guarded.shaper is not None:
             if guarded.served.forecaster is not None:
                 pace = guarded.served.forecaster.pace
+                whole = _whole_step(guarded, pace) if guarded.prompts is not None else 0
                 for step in window.steps:
                     guarded.shaper.saw(pace, step)
-                    if guarded.prompts is not None and guarded.orders is not None:
-                        whole = guarded.orders.state().tokens_was or pace.room
+                    if guarded.prompts is not None:
                         guarded.prompts.saw(step, guarded.ordered or whole, whole)
             self._shape(guarded, guarded.shaper, time.monotonic_ns())
 
@@ -215,18 +216,12 @@ class GuardWatch(Attendant):
 
     def _shape(self, guarded: _Guarded, shaper: Shaper, now_ns: int) -> None:
         served, orders = guarded.served, guarded.orders
-        if served.forecaster is None or orders is None:
-            return
-        if served.outlook is None and guarded.prompts is None:
+        prompts = _prompts(guarded)
+        if served.forecaster is None or orders is None or prompts is None:
             return
         pace = served.forecaster.pace
-        whole = orders.state().tokens_was or pace.room
-        if guarded.prompts is not None:
-            waiting, reach = guarded.prompts.tokens, guarded.prompts.reach
-        else:
-            assert served.outlook is not None
-            waiting, reach = served.outlook.prompt_tokens, served.outlook.prompt_reach
-        tokens = shaper.decide(pace, waiting, reach, whole, now_ns)
+        whole = _whole_step(guarded, pace)
+        tokens = shaper.decide(pace, *prompts, whole, now_ns)
         if tokens == guarded.ordered:
             return
         guarded.ordered = tokens
@@ -297,6 +292,20 @@ class GuardWatch(Attendant):
             self.endpoint.close()
         if self._shields is not None and self._shields.close():
             self.emit("guard", action="shield", state="taken back", text="control groups are as they were")
+
+
+def _whole_step(guarded: _Guarded, pace: Pace) -> int:
+    """Tokens that the engine allows itself a step when nobody limits it."""
+    orders = guarded.orders
+    return (orders.state().tokens_was if orders is not None else None) or pace.room
+
+
+def _prompts(guarded: _Guarded) -> tuple[int, float] | None:
+    """Tokens of prompts that wait or are under way, and the mean context that they attend to."""
+    if guarded.prompts is not None:
+        return guarded.prompts.tokens, guarded.prompts.reach
+    outlook = guarded.served.outlook
+    return None if outlook is None else (outlook.prompt_tokens, outlook.prompt_reach)
 
 
 def not_to_be_shaped(replica: Replica) -> str:

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from latencyprism.errors import PrismError
+from latencyprism.engines.discovery import executing
+from latencyprism.errors import PrismError, reason_of
 from latencyprism.records import Span
 from latencyprism.sentinel.priority import ordinary, start_alike
 from latencyprism.timeline.device_time import DeviceWindow
@@ -79,8 +80,7 @@ class KernelDives:
     def __init__(
         self, roles: Mapping[int, str], step_ns: Callable[[], int | None], turn: Turn = MACHINE
     ) -> None:
-        workers = [pid for pid, role in roles.items() if role.lower().startswith("worker")]
-        self.processes = {pid: f"{roles[pid]} {pid}" for pid in workers or roles}
+        self.processes = {pid: f"{roles[pid]} {pid}" for pid in executing(roles)}
         self.turn = turn
         self._step_ns = step_ns
         self._stretches: deque[_Stretch] = deque(maxlen=64)
@@ -144,7 +144,7 @@ class KernelDive:
                 try:
                     self._look_at(pid, process)
                 except (PrismError, OSError) as error:
-                    self.missing.append(f"kernels of {process}: {getattr(error, 'why', '') or error}")
+                    self.missing.append(f"kernels of {process}: {reason_of(error)}")
         finally:
             self._dives.turn.give_back()
 
@@ -192,7 +192,7 @@ class KernelDive:
             try:
                 spans = spans_of(capture.events, process)
             except PrismError as error:
-                found.missing.append(f"kernels of {process}: {getattr(error, 'why', '') or error}")
+                found.missing.append(f"kernels of {process}: {reason_of(error)}")
                 continue
             found.spans += spans
             found.meta.append(described(capture, process, spans))
@@ -210,7 +210,6 @@ class KernelDive:
 
 def _whole(capture: KernelCapture, spans: Sequence[Span]) -> list[DeviceWindow]:
     """The window, where all of its kernels are known."""
-    started_ns, stopping_ns = capture.moments.get("started"), capture.moments.get("stopping")
-    if capture.left_out or started_ns is None or stopping_ns is None:
+    if capture.left_out or capture.window_ns is None:
         return []
-    return [DeviceWindow.of(started_ns, stopping_ns, spans)]
+    return [DeviceWindow.of(*capture.window_ns, spans)]

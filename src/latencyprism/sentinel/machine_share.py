@@ -15,7 +15,7 @@ from typing import NamedTuple
 from latencyprism.host.held import read_once
 from latencyprism.host.machine import MachineCounters
 from latencyprism.host.processes import parse_stat
-from latencyprism.host.stolen import Stolen, frequency_ratio, stolen
+from latencyprism.host.stolen import frequency_ratio, stolen
 
 WORTH = 0.05
 """Of the excess; less is not told."""
@@ -78,11 +78,8 @@ def machine_share(
         clock_ms = min(observed_ms * (1.0 - ratio), excess_ms - stolen_ms)
     if stolen_ms + clock_ms < WORTH * excess_ms:
         return None
-    return MachineShare(_share(lost), ratio, stolen_ms, clock_ms, excess_ms)
-
-
-def _share(lost: Stolen | None) -> float | None:
-    return None if lost is None else lost.share
+    share = None if lost is None else lost.share
+    return MachineShare(share, ratio, stolen_ms, clock_ms, excess_ms)
 
 
 def allowed(pids: Collection[int]) -> set[int]:

@@ -14,7 +14,8 @@ from latencyprism.agent.operator_ring import OperatorRecords, TscClock
 from latencyprism.agent.operators import OperatorProbe
 from latencyprism.agent.record_spool import RecordSpool
 from latencyprism.attach.inject import Injector
-from latencyprism.errors import PrismError, TargetBusy
+from latencyprism.engines.discovery import executing
+from latencyprism.errors import PrismError, TargetBusy, reason_of
 from latencyprism.sentinel.priority import on_time, start_alike
 
 COPY_S = 0.1
@@ -32,9 +33,8 @@ class OperatorDives:
     ``realtime``: arm and copy on time beside engines that spin; each such turn takes milliseconds."""
 
     def __init__(self, roles: Mapping[int, str], *, realtime: bool = True) -> None:
-        workers = [pid for pid, role in roles.items() if role.lower().startswith("worker")]
         self.roles = dict(roles)
-        self.pids = workers or list(roles)
+        self.pids = executing(roles)
         self.realtime = realtime
         self.ready: dict[int, tuple[Injector, Build, TscClock]] = {}
         self.missing: list[str] = []
@@ -48,7 +48,7 @@ class OperatorDives:
                 build = recognise(pid)
                 self.ready[pid] = (Injector(pid), build, TscClock())
             except (PrismError, OSError) as error:
-                self.missing.append(_told(error))
+                self.missing.append(f"operators: {reason_of(error)}")
 
     def wait_ready(self, seconds: float = READY_S) -> bool:
         """False where finding out takes longer still."""
@@ -129,7 +129,7 @@ class OperatorDive:
                 with _FAST:
                     return OperatorProbe(injector, build, left_s, clock=clock, spool=spool)
             except (PrismError, OSError) as error:
-                why = _told(error)
+                why = f"operators: {reason_of(error)}"
                 if not isinstance(error, TargetBusy):
                     break
             self._stop.wait(COPY_S)
@@ -199,7 +199,3 @@ class _SwitchingFast:
 
 
 _FAST = _SwitchingFast()
-
-
-def _told(error: BaseException) -> str:
-    return f"operators: {getattr(error, 'why', '') or error}"

@@ -14,13 +14,11 @@ from typing import NamedTuple
 
 from latencyprism.detect.rank_groups import RankGroup, RankGroups
 from latencyprism.detect.straggler import Straggler, StragglerTest
-from latencyprism.engines.discovery import Replica
+from latencyprism.engines.discovery import PIPELINE_STAGE, Replica
 from latencyprism.host.held import read_once
 from latencyprism.records import Counter, Span, Step
 
 RUN = "execute_model"
-PIPELINE_STAGE = 1000
-"""``Member.rank`` counts stages in thousands."""
 RATE = 0.02
 """Weight of a new step in what is usual: about the last 50."""
 BLAMED = 0.3

@@ -8,6 +8,7 @@ from collections import deque
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import islice
+from typing import Any
 
 from latencyprism.detect import Detector, Firing
 from latencyprism.detect.straggler import Straggler
@@ -279,25 +280,12 @@ class ReplicaWatch:
         machine = self._machine_share(step, firing)
         if machine is not None:
             text = f"; {machine.text()}{text}"
-        return Alert(
-            id=secrets.token_hex(8),
-            kind=firing.kind,
-            level=firing.level,
-            engine=step.engine,
-            replica=step.replica,
-            rank=rank,
-            step=step.step,
-            onset_step=firing.onset_step,
-            time=utc(step.end_ns),
-            observed_ms=round(firing.observed_ms, 3),
-            expected_ms=round(firing.expected_ms, 3),
-            excess=round(firing.excess, 4),
-            where=where,
+        return alert_about(
+            step, firing.kind, firing.level, step.end_ns, firing.observed_ms, firing.expected_ms,
+            where=where, text=sentence(step, firing) + text, rank=rank, onset_step=firing.onset_step,
             terms={name: round(value, 3) for name, value in firing.terms.items() if abs(value) >= 0.001},
-            text=sentence(step, firing) + text,
-            detectable=firing.detectable,
-            machine=None if machine is None else machine.values(),
-        )
+            detectable=firing.detectable, machine=None if machine is None else machine.values(),
+        )  # fmt: skip
 
     def _straggles(self, step: Step, straggler: Straggler, told: Blame) -> Alert:
         """Evidence that a rank has become slower than the others, whatever the steps say."""
@@ -308,22 +296,11 @@ class ReplicaWatch:
         observed_ms, expected_ms = (
             straggler.shortest_ns * (1.0 + share) / 1e6 for share in (straggler.share, straggler.usual_share)
         )
-        return Alert(
-            id=secrets.token_hex(8),
-            kind="straggler",
-            level="evidence",
-            engine=step.engine,
-            replica=step.replica,
-            rank=step.rank if told.rank is None else told.rank,
-            step=step.step,
+        return alert_about(
+            step, "straggler", "evidence", step.end_ns, observed_ms, expected_ms, where=told.where,
+            text=told.text, rank=step.rank if told.rank is None else told.rank,
             onset_step=next(onset, step.step),
-            time=utc(step.end_ns),
-            observed_ms=round(observed_ms, 3),
-            expected_ms=round(expected_ms, 3),
-            excess=round(observed_ms / max(expected_ms, 1e-6) - 1.0, 4),
-            where=told.where,
-            text=told.text,
-        )
+        )  # fmt: skip
 
     def silence(self, now_ns: int) -> Alert | None:
         """An alert if requests wait and no step has ended for far longer than one should take."""
@@ -337,23 +314,11 @@ class ReplicaWatch:
         self._silent = True
         self.counts.page += 1
         self.onset_ns = step.end_ns
-        return Alert(
-            id=secrets.token_hex(8),
-            kind="silence",
-            level="page",
-            engine=step.engine,
-            replica=step.replica,
-            rank=step.rank,
-            step=step.step,
-            onset_step=step.step,
-            time=utc(now_ns),
-            observed_ms=round(quiet_ms, 3),
-            expected_ms=round(expected_ms, 3),
-            excess=round(quiet_ms / max(expected_ms, 1e-6) - 1, 4),
-            delay_ms=None,
-            where="no step ended",
-            text=f"after {work_in_words(step)}: no step has ended for {quiet_ms / 1e3:.1f} s",
-        )
+        text = f"after {work_in_words(step)}: no step has ended for {quiet_ms / 1e3:.1f} s"
+        return alert_about(
+            step, "silence", "page", now_ns, quiet_ms, expected_ms, where="no step ended", text=text,
+            rank=step.rank, onset_step=step.step,
+        )  # fmt: skip
 
     def close(self) -> None:
         self.tape.close()
@@ -362,6 +327,19 @@ class ReplicaWatch:
         self.host.close()
         self.attachment.close()
         self.devices.close()
+
+
+def alert_about(
+    step: Step, kind: str, level: str, time_ns: int, observed_ms: float, expected_ms: float, *,
+    where: str | None, text: str, rank: int, onset_step: int, **more: Any,
+) -> Alert:  # fmt: skip
+    """A new alert of the replica of ``step``; ``time_ns``: CLOCK_MONOTONIC."""
+    return Alert(
+        id=secrets.token_hex(8), kind=kind, level=level, engine=step.engine, replica=step.replica, rank=rank,
+        step=step.step, onset_step=onset_step, time=utc(time_ns), observed_ms=round(observed_ms, 3),
+        expected_ms=round(expected_ms, 3), excess=round(observed_ms / max(expected_ms, 1e-6) - 1.0, 4),
+        where=where, text=text, **more,
+    )  # fmt: skip
 
 
 def utc(monotonic_ns: int) -> str:

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from latencyprism.bpf.prices import Prices, measure_calls
-from latencyprism.errors import PrismError
+from latencyprism.engines.discovery import executing
+from latencyprism.errors import PrismError, reason_of
 from latencyprism.host.processes import thread_name
 from latencyprism.records import Span
 from latencyprism.sentinel.priority import start_alike
@@ -37,8 +38,7 @@ class RuntimeDives:
     these alone."""
 
     def __init__(self, roles: Mapping[int, str]) -> None:
-        workers = [pid for pid, role in roles.items() if role.startswith("Worker")]
-        self.pids = workers or list(roles)
+        self.pids = executing(roles)
         self.libraries: dict[int, list[Mapped]] = {}
         self.prices = Prices({}, {})
         self.missing: list[str] = []
@@ -55,7 +55,7 @@ class RuntimeDives:
                 if chosen:
                     self.libraries[pid] = chosen
         except (PrismError, OSError) as error:
-            self.missing.append(f"runtime calls: {getattr(error, 'why', '') or error}")
+            self.missing.append(f"runtime calls: {reason_of(error)}")
             self.libraries.clear()
 
     def _affordable(self, library: Mapped) -> Mapped:
@@ -98,7 +98,7 @@ class RuntimeDive:
                         )
                     )
                 except (PrismError, OSError) as error:
-                    self.missing.append(f"runtime calls: {getattr(error, 'why', '') or error}")
+                    self.missing.append(f"runtime calls: {reason_of(error)}")
             looked_ns = 0
             while not self._stop.wait(LOOK_S):
                 for probe in probes:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from latencyprism.engines.discovery import PIPELINE_STAGE
 from latencyprism.records import Span, Step
 from latencyprism.records.operators import Operators
 from latencyprism.timeline.collectives import (
@@ -41,8 +42,6 @@ memory that the ranks share. Of c10d, NCCL and their like the call returns at on
 _LONGEST_TOLD = 5
 _MOSTLY = 2 / 3
 _WORKER = re.compile(r"Worker(?: (\d{1,7}))? (\d{1,7})")
-_PIPELINE = 1000
-"""Ranks are numbered pipeline x 1000 + tensor, see ``engines.discovery``."""
 _NODE = ""
 """The processes of a replica that one watch sees are of one machine, with one clock."""
 
@@ -87,7 +86,7 @@ def feed_of(calls: Sequence[Operators], workers: Iterable[str], steps: Sequence[
 def parts_of(calls: Iterable[Operators], workers: Iterable[str]) -> list[CollectiveSpan]:
     """Each rank's part in each operation, without numbers. A communicator is the tensor-parallel group of one
     stage of the pipeline: memory is shared by the workers of one machine, so all of its ranks are here."""
-    known = {name: (int(found[2]), *divmod(int(found[1] or 0), _PIPELINE))
+    known = {name: (int(found[2]), *divmod(int(found[1] or 0), PIPELINE_STAGE))
              for name in workers if (found := _WORKER.fullmatch(name))}  # fmt: skip
     sizes = Counter(stage for _, stage, _ in known.values())
     parts: list[CollectiveSpan] = []

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from latencyprism.records import ring
-from latencyprism.records.request import FINISH_REASONS, ROUTES, Request
+from latencyprism.records.request import FINISH_REASONS, ROUTES, Request, word_at
 from latencyprism.records.step import NULL
 
 KEPT_STEPS = 1 << 16
@@ -141,7 +141,7 @@ class RequestJoin:
             event, request, a, b, c, d = words[at : at + ring.REQUEST_EVENT_WORDS]
             if event == ring.REQUEST_RECEIVED:
                 _make_room(self._received)
-                self._received[request] = (_known(a), _known(b), _route(d))
+                self._received[request] = (_known(a), _known(b), word_at(ROUTES, d))
             elif event == ring.REQUEST_DELIVERED:
                 self._deliveries.append((c, b))
             elif event == ring.REQUEST_UNEVEN:
@@ -168,7 +168,7 @@ class RequestJoin:
             return
         elif event == ring.REQUEST_SCHEDULED:
             if live.first_step is None and not live.had:
-                live.first_step, live.cached, live.route = a, _known(b), _route(d)
+                live.first_step, live.cached, live.route = a, _known(b), word_at(ROUTES, d)
             if c == 1:
                 live.get_tokens_from(a)
         elif event == ring.REQUEST_TOKENS:
@@ -283,10 +283,6 @@ def _make_room(held: dict[int, Any]) -> None:
 
 def _known(word: int) -> int | None:
     return None if word == NULL else word
-
-
-def _route(place: int) -> str | None:
-    return ROUTES[place] if 0 <= place < len(ROUTES) else None
 
 
 def _between(start: int | None, end: int | None) -> int | None:

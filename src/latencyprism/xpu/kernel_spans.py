@@ -65,14 +65,12 @@ def described(capture: KernelCapture, process: str, spans: Sequence[Span]) -> di
     """What ``meta`` of a file says of one window whose spans these are. ``moments``: CLOCK_MONOTONIC ns;
     ``count``: kernels; ``longest``: those that took the most time, by name."""
     kernels = [span for span in spans if is_kernel(span)]
-    moments = capture.moments
-    started_ns, stopping_ns = moments.get("started"), moments.get("stopping")
-    both = started_ns is not None and stopping_ns is not None
+    window = capture.window_ns
     return {
         "process": process,
         "framework": capture.framework,
-        "window_ms": round((stopping_ns - started_ns) / 1e6, 3) if both else None,  # type: ignore[operator]
-        "moments": dict(moments),
+        "window_ms": None if window is None else round((window[1] - window[0]) / 1e6, 3),
+        "moments": dict(capture.moments),
         "count": len(kernels),
         "left_out": capture.left_out,
         "devices": sorted({span.track[0] for span in spans if on_a_device(span)}),

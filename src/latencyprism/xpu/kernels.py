@@ -58,6 +58,12 @@ class KernelCapture:
     lines: list[bytes]
     offset_ns: int
 
+    @property
+    def window_ns(self) -> tuple[int, int] | None:
+        """From when to when it recorded, CLOCK_MONOTONIC; None where one of the two was not told."""
+        started_ns, stopping_ns = self.moments.get("started"), self.moments.get("stopping")
+        return None if started_ns is None or stopping_ns is None else (started_ns, stopping_ns)
+
     @cached_property
     def events(self) -> list[KernelEvent]:
         """In order of their starts. Read when they are asked for: tens of milliseconds, which a watch leaves
