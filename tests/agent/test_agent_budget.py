@@ -178,6 +178,12 @@ class Account:
         self.removed.append(state)
 
 
+@pytest.fixture
+def windows_by_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steps of these tests take no time."""
+    monkeypatch.setattr(budget, "WINDOW_NS", 0)
+
+
 def windows(account: Account, count: int, on_processor: float) -> budget.Budget:
     """So many windows of steps of 2 ms, each with the probe's cost in it."""
     judged = budget.Budget(account)
@@ -191,13 +197,13 @@ def windows(account: Account, count: int, on_processor: float) -> budget.Budget:
 DEAR_NS = 200_000 * budget.WINDOW_STEPS  # 10 % of steps of 2 ms
 
 
-def test_time_that_others_took_is_not_the_probes() -> None:
+def test_time_that_others_took_is_not_the_probes(windows_by_count: None) -> None:
     account = Account(DEAR_NS)
     windows(account, 20, on_processor=0.15)
     assert account.removed == [] and account.said == []
 
 
-def test_hard_limit_needs_some_windows_in_a_row() -> None:
+def test_hard_limit_needs_some_windows_in_a_row(windows_by_count: None) -> None:
     account = Account(DEAR_NS)
     windows(account, budget.HARD_WINDOWS - 1, on_processor=1.0)
     assert account.removed == []
@@ -215,7 +221,7 @@ def test_share_on_processor_is_read_from_the_thread_itself() -> None:
     assert 0.0 < judged.share_on_processor() <= 1.0
 
 
-def test_one_window_is_judged_by_one_of_several_threads() -> None:
+def test_one_window_is_judged_by_one_of_several_threads(windows_by_count: None) -> None:
     """A thread that comes in while another judges must not judge a window that has no steps yet."""
     account = Account(budget.FLOOR_NS * budget.WINDOW_STEPS * 3 // 4)
     judged = budget.Budget(account)
@@ -238,7 +244,7 @@ def test_one_window_is_judged_by_one_of_several_threads() -> None:
     assert len(at_once) >= 20 and account.removed == [] and account.said == []
 
 
-def test_windows_below_the_floor_are_none_above_the_hard_limit() -> None:
+def test_windows_below_the_floor_are_none_above_the_hard_limit(windows_by_count: None) -> None:
     """Steps of 0.1 ms, 10 % of which is 10 us: nothing. Two dear windows after it are not four."""
     account = Account(10_000 * budget.WINDOW_STEPS)
     judged = budget.Budget(account)

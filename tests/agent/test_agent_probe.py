@@ -189,7 +189,8 @@ def test_the_budget_holds_for_short_records_too(tmp_path: Path) -> None:
 p = sys.modules["_latencyprism_probe"]
 s.n = 10
 go(10)
-type(p.budget).judge.__globals__["FLOOR_NS"] = 0  # these steps are far too short for any probe
+judging = type(p.budget).judge.__globals__
+judging["FLOOR_NS"] = judging["WINDOW_NS"] = 0  # these steps are far too short for any probe
 go(1500)
 print(json.dumps({"gone": "_latencyprism_probe" not in sys.modules, "wrapped": hasattr(
     Scheduler.update_from_output, "__wrapped__")}))

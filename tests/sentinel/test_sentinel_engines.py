@@ -186,27 +186,27 @@ def test_restarted_engine_is_found_again() -> None:
 
 @pytest.mark.bpf
 def test_disturbance_is_alerted_captured_and_diagnosed(llama_server: Server, tmp_path: Path) -> None:
-    """A stop of 300 ms in a stream of steps of a few milliseconds: alert, capture with a verdict."""
-    with Load(llama_server, short(22, clients=2, think_ms=0.0)):
+    """Stops of 300 ms in a stream of steps of a few milliseconds: alert, capture with a verdict. One may
+    fall into an incident that the machine itself has begun, and is no alert of its own then; not all."""
+    with Load(llama_server, short(32, clients=2, think_ms=0.0)):
         process = watch("-p", str(llama_server.pid), "-o", str(tmp_path))
         assert first_event(process)["event"] == "attached"
         time.sleep(9)
-        stopped = time.monotonic()
-        os.kill(llama_server.pid, signal.SIGSTOP)
-        try:
-            time.sleep(0.3)
-        finally:
-            os.kill(llama_server.pid, signal.SIGCONT)
-        time.sleep(9)
+        for _ in range(3):
+            os.kill(llama_server.pid, signal.SIGSTOP)
+            try:
+                time.sleep(0.3)
+            finally:
+                os.kill(llama_server.pid, signal.SIGCONT)
+            time.sleep(6)
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=60)
     events = [json.loads(line) for line in out.splitlines()]
     stalls = [e for e in events if e["event"] == "alert" and e["observed_ms"] >= 280]
-    assert stalls, [(e.get("level"), e.get("kind"), e.get("step"), e.get("observed_ms")) for e in events]
+    assert stalls, "\n".join(out.splitlines())
     assert stalls[0]["expected_ms"] < 200 and stalls[0]["delay_ms"] < 1000
     verdicts = [e for e in events if e["event"] == "verdict"]
     captures = [e for e in events if e["event"] == "capture"]
     assert captures and all(Path(e["path"]).stat().st_size > 10_000 for e in captures)
     assert {e["alert"] for e in verdicts} == {e["alert"] for e in captures}, json.dumps(captures)
     assert all(e["verdict"]["cause"] for e in verdicts)
-    assert stopped > 0

@@ -71,6 +71,14 @@ def test_each_kind_goes_to_its_column() -> None:
     assert (filled.runqueue_ns, filled.offcpu_ns, filled.throttled_ns, filled.major_faults) == (20, 35, 7, 3)
 
 
+def test_faults_without_a_sleep_go_to_the_step_that_has_most_of_their_time_whoever_asks() -> None:
+    faults = interval(60, 110, Kind.FAULTS, culprit_tid=4)
+    first, second = step(1, 0, 100), step(2, 100, 200)
+    assert [s.major_faults for s in joined(faults).fill([first, second])] == [4, 0]
+    apart = joined(faults)
+    assert [apart.fill([s])[0].major_faults for s in (first, second)] == [4, 0]
+
+
 def test_a_step_waits_for_its_slowest_worker_and_sleeps_meanwhile() -> None:
     (filled,) = joined(
         interval(0, 10, Kind.PREEMPTED),

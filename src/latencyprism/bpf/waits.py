@@ -82,7 +82,8 @@ INTERVAL_DTYPE = np.dtype(
 )
 """One wait of at least the threshold; times CLOCK_MONOTONIC ns. ``iowait``: 1 if it was for a block device.
 ``syscall``: its number, -1 outside of one. ``value``: the CPU; of IRQ and SOFTIRQ the interrupt; of FAULTS
-the minor faults (and ``culprit_tid`` the major ones); of FREQUENCY kHz (and ``culprit_tid`` the CPU); of
+the minor faults (and ``culprit_tid`` the major ones; a moment where they were slept for, else the time on
+the CPU in which they fall); of FREQUENCY kHz (and ``culprit_tid`` the CPU); of
 RETRANSMIT local and remote port (and the culprit's numbers the socket's inode)."""
 
 TOTALS_DTYPE = np.dtype(

@@ -135,14 +135,17 @@ class _Thread:
         for start, end, kind, faults in reversed(self.records):
             if end < begin:
                 break
-            at = bisect_right(ends, start)
             if kind == Kind.FAULTS:
-                if at < count and starts[at] <= start:
+                # Where most of it lies, whatever steps are asked about together.
+                middle = (start + end) // 2
+                at = bisect_right(ends, middle)
+                if at < count and starts[at] <= middle:
                     rows[at][_FAULTS] += faults
                 continue
             column = _COLUMN_OF[kind]
             if column == _NONE:
                 continue
+            at = bisect_right(ends, start)
             while at < count and starts[at] < end:
                 rows[at][column] += min(end, ends[at]) - max(start, starts[at])
                 at += 1

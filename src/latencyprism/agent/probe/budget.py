@@ -19,7 +19,9 @@ from latencyprism.records.ring import (
 
 # cut]
 
-WINDOW_STEPS = 128
+WINDOW_STEPS, WINDOW_NS = 128, 100_000_000
+"""A window has at least so many steps, and lasts at least so long: one pause of a callback must not decide
+about very short steps."""
 FLOOR_NS = 40_000
 """Never too dear below this much a step, however short the steps: tiny models would otherwise not be
 watched. Twice what the probe is meant to take, since a processor shared with others doubles it."""
@@ -109,7 +111,7 @@ class Budget:
         if not self.judging.acquire(False):
             return
         try:
-            if self.steps >= WINDOW_STEPS:
+            if self.steps >= WINDOW_STEPS and now_ns() - self.since_ns >= WINDOW_NS:
                 self.judge_window()
         finally:
             self.judging.release()

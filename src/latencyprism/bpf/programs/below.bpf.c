@@ -388,14 +388,15 @@ INLINE u8 class_of(s32 number)
 INLINE void faults(struct thread *thread, struct task_struct *task, u64 now)
 {
     u64 major = task->maj_flt, minor = task->min_flt, more = major - thread->major_faults;
-    u64 when = thread->slept_in_fault ? thread->on_ns : now;
+    u64 since = thread->on_ns && thread->on_ns < now ? thread->on_ns : now;
     struct interval *record;
 
     if (thread->faults_known) {
         thread->totals.minor_faults += minor - thread->minor_faults;
         thread->totals.major_faults += more;
-        /* The kernel counts a fault when it is over: that is after the sleep in which it was served. */
-        if (more && (record = reserve(FAULTS, when, when, task->pid, task->tgid))) {
+        /* The kernel counts a fault when it is over: that is after the sleep in which it was served. One that
+         * was served without sleep happened at some time since the thread last got the CPU. */
+        if (more && (record = reserve(FAULTS, since, thread->slept_in_fault ? since : now, task->pid, task->tgid))) {
             record->culprit.tid = (s32)more;
             record->value = (u32)(minor - thread->minor_faults);
             submit(record);
