@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -178,3 +179,37 @@ def test_bare_process_keeps_at_most_libraries_of_python(start, python, monkeypat
     target.ask(CALLS)
     assert session.close()
     assert target.ask("same()") == []
+
+
+@pytest.mark.parametrize("leave", ["lambda *given: 1 / 0", "lambda *given: probe.dropped()"])
+def test_a_probe_that_can_read_no_step_goes_all_the_same(start, python, monkeypatch, leave: str) -> None:
+    target = start(SCRIPT, python)
+    assert target.ask("[asyncio.run(loop.aio()), globals().update(_before=traces())][:1]") == [3]
+    reader = f"""
+def reader(probe, config):
+    probe.observe(sys.modules["__main__"].Loop, "step", None, {leave})
+    return []
+"""
+    session = target.attach(monkeypatch, reader)
+    assert target.ask("loop.step(1)") == 1 and session.live
+    session.ring.set_header(ring.H_LEASE_NS, 0)
+    assert target.ask("loop.step(1)") == 1
+    assert session.expired and target.ask("same()") == []
+
+
+def test_ring_and_pipe_are_given_back_where_an_undo_fails_badly(start, monkeypatch) -> None:
+    target = start(SCRIPT)
+    reader = """
+def reader(probe, config):
+    def fails():
+        raise SystemExit
+    probe.observe(sys.modules["__main__"].Loop, "step", None, lambda *given: probe.emit(9, (1, 2)))
+    probe.undo.append(fails)
+    return []
+"""
+    session = target.attach(monkeypatch, reader)
+    session.ring.set_header(ring.H_LEASE_NS, 0)
+    target.ask("loop.step(1)")
+    assert session.expired
+    maps = Path(f"/proc/{target.pid}/maps").read_text()
+    assert f"lprism-{session.nonce:016x}" not in maps

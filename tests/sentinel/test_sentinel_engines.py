@@ -32,8 +32,10 @@ def short(seconds: float, **changes: Any) -> Profile:
 
 
 def watch(*arguments: str, **popen: Any) -> subprocess.Popen[str]:
+    """Without a folder for captures none is written: a deep dive keeps its ring's addresses in the engine."""
+    captures = [] if "-o" in arguments else ["--no-capture"]
     return subprocess.Popen(
-        [sys.executable, "-m", "latencyprism", "watch", "--json", *arguments],
+        [sys.executable, "-m", "latencyprism", "watch", "--json", *captures, *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tempfile.gettempdir(), **popen,
     )  # fmt: skip
 

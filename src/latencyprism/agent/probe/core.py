@@ -271,7 +271,10 @@ class Probe:
             self.map[MESSAGE_OFFSET : MESSAGE_OFFSET + len(raw)] = raw
 
     def dropped(self):
+        """A step could not be told. Lease and commands are noticed all the same."""
         self.words[H_DROPPED] += 1
+        if self.alive:
+            self.notice(now_ns())
 
     def late(self):
         self.words[H_LATE] += 1
@@ -329,6 +332,8 @@ class Probe:
         kind, _, trace = sys.exc_info()
         if issubclass(kind, Exception) or not from_a_signal(kind, trace):
             self.error()
+            if self.alive:
+                self.notice(now_ns())  # where every call fails nothing else would
         else:
             raise
 
@@ -380,6 +385,19 @@ class Probe:
         except IndexError:
             return
         self.alive = False
+        try:
+            left = self.take_back()
+            if state is not None and left:
+                self.say("left as pass-through, wrapped by somebody else: " + ", ".join(left))
+        finally:  # whatever an attribute of the target's did: ring and pipe are given back
+            if state is not None:
+                self.words[H_STATE] = state
+                if self.words[H_WAITING]:
+                    self.write(self.wake_fd, b"\0", 1)
+            self.let_go()
+
+    def take_back(self):
+        """Hooks, monitoring and modules. Returns what is left as a pass-through."""
         # The last first: two wrappers of one attribute lie in each other.
         left = [hook.label for hook in reversed(self.hooks) if not hook.remove()]
         self.hooks, self.deep_hooks = [], []
@@ -397,13 +415,7 @@ class Probe:
         if sys.modules.get(KEY) is self:
             del sys.modules[KEY]
         send_back(self.brought)
-        if state is not None:
-            if left:
-                self.say("left as pass-through, wrapped by somebody else: " + ", ".join(left))
-            self.words[H_STATE] = state
-            if self.words[H_WAITING]:
-                self.write(self.wake_fd, b"\0", 1)
-        self.let_go()
+        return left
 
     def let_go(self):
         """Free ring and pipe, whatever state the ring tells."""
