@@ -6,6 +6,7 @@ Windows with a cycle take turns with windows of the same length without one.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -212,12 +213,14 @@ def _gap_figures(attach_ns: list[int], other_ns: list[int]) -> dict[str, Any]:
 def run_versions(
     pythons: dict[str, str], cycles: int, say: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
-    """``run_stand_in`` for each; a version that cannot be attached to has its reason under ``refused``."""
-    found = {}
+    """``run_stand_in`` for each, told as soon as it is done, since a thousand cycles take minutes; a version
+    that cannot be attached to has its reason under ``error``."""
+    found: dict[str, dict[str, Any]] = {}
     for version, python in pythons.items():
         say(f"Python {version}")
         try:
             found[version] = run_stand_in(python, cycles, say)
         except PrismError as error:
             found[version] = {"python": version, "cycles": 0, "error": str(error)}
+        say(json.dumps({version: found[version]}))
     return found
