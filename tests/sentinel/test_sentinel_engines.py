@@ -189,7 +189,7 @@ def test_restarted_engine_is_found_again() -> None:
 @pytest.mark.bpf
 def test_disturbance_is_alerted_captured_and_diagnosed(llama_server: Server, tmp_path: Path) -> None:
     """Stops of 300 ms in a stream of steps of a few milliseconds: alert, capture with a verdict. One may
-    fall into an incident that the machine itself has begun, and is no alert of its own then; not all."""
+    fall into a moment without a request, or follow another long stall at once, and is not told then."""
     with Load(llama_server, short(32, clients=2, think_ms=0.0)):
         process = watch("-p", str(llama_server.pid), "-o", str(tmp_path))
         assert first_event(process)["event"] == "attached"

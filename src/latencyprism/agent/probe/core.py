@@ -136,8 +136,7 @@ class Probe:
             self.budget.busy(values[1], values[2])
         elif self.budget.stepless:
             self.budget.record()
-        if self.alive:
-            self.notice(now_ns())
+        self.notice()
 
     def store(self, kind, values):
         """``emit`` without what comes after. False: not written."""
@@ -171,9 +170,11 @@ class Probe:
         if spent > WAKE_NS:
             self.woke_ns += spent - WAKE_NS
 
-    def notice(self, now):
-        """The end of the lease, and commands."""
-        words = self.words
+    def notice(self):
+        """The end of the lease, and commands, unless the probe is gone already."""
+        if not self.alive:
+            return
+        words, now = self.words, now_ns()
         if now > words[H_LEASE_NS]:
             self.remove(STATE_EXPIRED)
         elif words[H_COMMAND] != COMMAND_NONE:
@@ -228,8 +229,7 @@ class Probe:
         elif self.alive:
             self.cost(total_ns, critical_ns, steps)
             self.budget.many(steps, busy_ns)
-            if self.alive:
-                self.notice(now_ns())
+            self.notice()
         return self.alive
 
     def reading(self, name):
@@ -273,8 +273,7 @@ class Probe:
     def dropped(self):
         """A step could not be told. Lease and commands are noticed all the same."""
         self.words[H_DROPPED] += 1
-        if self.alive:
-            self.notice(now_ns())
+        self.notice()
 
     def late(self):
         self.words[H_LATE] += 1
@@ -332,8 +331,7 @@ class Probe:
         kind, _, trace = sys.exc_info()
         if issubclass(kind, Exception) or not from_a_signal(kind, trace):
             self.error()
-            if self.alive:
-                self.notice(now_ns())  # where every call fails nothing else would
+            self.notice()  # where every call fails nothing else does
         else:
             raise
 
