@@ -147,6 +147,34 @@ def test_only_a_long_time_between_two_hits_wakes_while_asked_for(caller: Caller)
         watch.close()
 
 
+def test_many_times_a_little_too_long_wake_together(caller: Caller) -> None:
+    watch = probe(caller, Point(SYMBOL, wake=True))
+    try:
+        poll = select.epoll()
+        poll.register(watch.fileno(), select.EPOLLIN)
+        caller.call(1)
+        poll.poll(0)
+        # Long: a minute. Late: beyond none at all, by more than half a second together.
+        watch.wake_after(60_000_000_000, typical_1024=0, spare_ns=500_000_000)
+        list(watch.read())
+        begun = time.monotonic()
+        while not poll.poll(0):
+            assert time.monotonic() - begun < 5.0
+            time.sleep(0.02)
+            caller.call(1)
+        assert time.monotonic() - begun > 0.4
+        list(watch.read())
+        assert poll.poll(0) == []
+        watch.wake_after(60_000_000_000, typical_1024=1024, spare_ns=500_000_000)
+        for _ in range(30):
+            time.sleep(0.02)
+            caller.call(1)
+        assert poll.poll(0) == []  # none was late
+        poll.close()
+    finally:
+        watch.close()
+
+
 def test_what_a_full_ring_loses_is_counted(caller: Caller) -> None:
     watch = probe(caller, Point(SYMBOL), ring_bytes=4096)
     try:

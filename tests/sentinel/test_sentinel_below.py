@@ -209,6 +209,9 @@ class Stepping:
 
     def wake_beyond(self, usual: object) -> None: ...
 
+    def wake_late(self, typical_1024: int, spare_ns: int) -> bool:
+        return False
+
     def renew(self) -> None: ...
 
     def arm_deep(self, seconds: float) -> None: ...

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -137,6 +139,48 @@ def test_the_probe_wakes_for_what_the_watch_calls_long(
     assert worth_waking(words, ring.KIND_WORKER, values)
 
 
+@given(
+    took=st.lists(st.integers(0, 300), min_size=1, max_size=40), spare=st.integers(1, 500),
+    typical=st.integers(0, 1024),
+)  # fmt: skip
+def test_the_probe_wakes_once_steps_are_late_by_the_spare_together(
+    took: list[int], spare: int, typical: int
+) -> None:
+    words, base = [0] * 64, 400
+    words[ring.H_WAITING] = ring.WAKE_LONG
+    words[ring.H_WAKE_BASE_NS], words[ring.H_WAKE_GAP_NS] = base, 1 << 62
+    words[ring.H_WAKE_TYPICAL], words[ring.H_WAKE_SPARE_NS] = typical, spare
+    late = 0
+    for ns in took:
+        values = [0] * ring.DECODE_WIRE_WORDS
+        values[1], values[2] = 1000, 1000 + ns
+        late = max(0, late + ns - (base * typical >> 10))
+        assert worth_waking(words, ring.KIND_DECODE, values) == (late >= spare)
+        late = 0 if late >= spare else late
+        assert words[ring.H_WAKE_LATE_NS] == late
+
+
+def test_a_sum_that_no_word_can_hold_is_not_kept() -> None:
+    words = memoryview(bytearray(8 * 64)).cast("q")
+    words[ring.H_WAITING] = ring.WAKE_LONG
+    words[ring.H_WAKE_BASE_NS] = words[ring.H_WAKE_GAP_NS] = words[ring.H_WAKE_SPARE_NS] = 2**63 - 1
+    values = [0] * ring.DECODE_WIRE_WORDS
+    values[2] = 2**63 - 1
+    assert not worth_waking(words, ring.KIND_DECODE, [0] * ring.DECODE_WIRE_WORDS)
+    assert worth_waking(words, ring.KIND_DECODE, values)
+    assert words[ring.H_WAKE_LATE_NS] == 0
+
+
+def test_no_step_is_long_that_is_not_longer_than_asked_for() -> None:
+    habit = Habit()
+    for number in range(100):
+        habit.take(step(number, 5.0 + number % 7 * 0.01))
+    habit.look(10**12, math.log(1.5))
+    usual = habit.usual
+    assert usual is not None and not usual.long(step(1, 7.4)) and usual.long(step(1, 7.7))
+    assert usual.typical_1024 == pytest.approx(1024 / 1.5, abs=2)
+
+
 class Source:
     """Hands out steps that the test made, and keeps what it was told."""
 
@@ -146,6 +190,8 @@ class Source:
         self.pids = (os.getpid(),)
         self.made: list[Step] = []
         self.told: list[Usual | None] = []
+        self.adds_up = False
+        self.spare: list[tuple[int, int]] = []
 
     def fileno(self) -> None:
         return None
@@ -159,6 +205,10 @@ class Source:
 
     def wake_beyond(self, usual: Usual | None) -> None:
         self.told.append(usual)
+
+    def wake_late(self, typical_1024: int, spare_ns: int) -> bool:
+        self.spare.append((typical_1024, spare_ns))
+        return self.adds_up
 
     def renew(self) -> None: ...
 
@@ -239,5 +289,37 @@ def test_the_source_is_told_what_is_usual_once_it_is_known() -> None:
         assert watch.nap_s == VAGUE_NAP_S
         watch.prompt = True
         assert watch.nap_s == SHORT_NAP_S
+    finally:
+        watch.close()
+
+
+def test_where_the_source_adds_lateness_up_only_a_page_about_to_come_is_waited_for_awake() -> None:
+    source = Source()
+    source.adds_up = True
+    watch = watch_of(source)
+    try:
+        source.made = [step(number, 5.0 + number % 5 * 0.01) for number in range(600)]
+        watch.look()
+        watch.settle()
+        assert watch.nap_s == VAGUE_NAP_S and source.spare == [(1024, 0)]  # nothing is known yet
+        watch.sample_host(10**13)
+        watch.settle()
+        usual, detector = watch._habit.usual, watch.detector
+        assert usual is not None and watch.nap_s == NAP_S
+        slack, room_ms = detector.room
+        typical, spare_ns = source.spare[-1]
+        assert typical == int(usual.typical_1024 * math.exp(slack)) and 0 < spare_ns < room_ms * 1e6
+        test = detector._evidence
+        test.fast = 0.5 * test.fast_limit
+        watch.settle()
+        assert source.spare[-1][1] < spare_ns and watch.nap_s == NAP_S
+        detector.incident_open = True  # now a page is the next news
+        watch.settle()
+        assert source.spare[-1][1] > spare_ns and watch.nap_s == NAP_S
+        detector._page.fast = 1.1 * detector._page.fast_limit
+        assert detector.poised and watch.nap_s == SHORT_NAP_S
+        detector.paging = True
+        watch.settle()
+        assert source.spare[-1] == (1024, 0) and watch.nap_s == NAP_S
     finally:
         watch.close()

@@ -161,6 +161,13 @@ class ProbeSession:
         header(ring.H_WAKE_PREFILL_NS, prefill_ns)
         header(ring.H_WAKE_GAP_NS, gap_ns)
 
+    def call_late(self, typical_1024: int, spare_ns: int) -> None:
+        """From now on steps that are late by ``spare_ns`` together are a reason to be woken; 0: are not."""
+        header = self.ring.set_header
+        header(ring.H_WAKE_TYPICAL, typical_1024)
+        header(ring.H_WAKE_SPARE_NS, spare_ns)
+        header(ring.H_WAKE_LATE_NS, 0)
+
     def read(self) -> Iterator[ring.RingRecord]:
         return self.ring.read()
 

@@ -191,10 +191,16 @@ class NativeProbe:
         """Readable once a point with ``wake`` was hit."""
         return self._object.maps["ring"].descriptor
 
-    def wake_after(self, usual_ns: int) -> None:
+    def wake_after(
+        self, usual_ns: int, decode_ns: int = 0, prefill_ns: int = 0, typical_1024: int = 1024,
+        spare_ns: int = 0,
+    ) -> None:  # fmt: skip
         """From now on a point with ``wake`` wakes the reader only where so much time lies between its hit and
-        the last one of such a point; 0: at each."""
-        self._object.maps[".data"][0] = max(0, usual_ns).to_bytes(8, "little")
+        the last one of such a point, and so much more for each sequence and each further token of
+        micro-batches between; 0: at each. And once such times are longer by ``spare_ns`` together than so
+        many 1024ths of that."""
+        values = (usual_ns, decode_ns, prefill_ns, typical_1024, spare_ns, 0)
+        self._object.maps[".data"][0] = struct.pack("<6Q", *(max(0, value) for value in values))
 
     def read(self) -> Iterator[Hit]:
         """Hits since the last call, in the order in which the kernel took them."""

@@ -103,6 +103,16 @@ class ShiftTest:
         return fired
 
     @property
+    def room(self) -> float:
+        """What excess over the smaller slack may still come before a sum is above its limit; not above 0: one
+        is."""
+        return min(self.fast_limit - self.fast, self.slow_limit - self.slow)
+
+    @property
+    def slack(self) -> float:
+        return min(self.fast_slack, self.slow_slack)
+
+    @property
     def tension(self) -> float:
         """How far the sums have come on their way to their limits; 1: fired."""
         fast, slow = self.fast / self.fast_limit, self.slow / self.slow_limit

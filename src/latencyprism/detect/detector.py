@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from math import exp, expm1, log, log1p
+from math import exp, expm1, inf, log, log1p
 
 from latencyprism.baseline import Expectation, StepTime, Work, work_of
 from latencyprism.detect.cusum import ShiftTest
@@ -307,6 +307,29 @@ class Detector:
     def tension(self) -> float:
         """How near a shift is to being told, as a share of the way."""
         return max(self._evidence.tension, self._page.tension)
+
+    @property
+    def poised(self) -> bool:
+        """A page needs nothing but that what is told as evidence goes on."""
+        return not self.paging and (self._page.room <= 0.0 or self._lost_time.near)
+
+    @property
+    def room(self) -> tuple[float, float]:
+        """How late (log) a step must be to bring the next news of a shift nearer, and how much lateness
+        beyond that (ms, together) may come at least before there is any."""
+        tests = [] if self.paging else [self._page]
+        if not self.incident_open:
+            tests.append(self._evidence)
+        tests = [test for test in tests if test.room > 0.0]
+        if self.last is None or not tests:
+            return 0.0, inf
+        return min(test.slack for test in tests), min(test.room for test in tests) * self.last.ms
+
+    def stall_limit(self) -> float:
+        """How late (log) a typical step may be that is not told as a stall."""
+        settings, level = self.settings, self.settings.evidence
+        stutter = max(settings.stutter_excess, settings.stutter_ms / max(self._typical_ms, 1e-3))
+        return max(level.stall_floor, min(self.noise.tail.limit(level.stall_rarity), log1p(stutter)))
 
     def detectable(self) -> dict[str, float]:
         """By level, the slow-down (share) that is told when it lasts for ``TELLING_STEPS``, at the stream's

@@ -43,6 +43,11 @@ class LostTime:
         self.fired = False
         self._scale = FIRST_SCALE
 
+    @property
+    def near(self) -> bool:
+        """The last block was one of those."""
+        return self._streak > 0
+
     def feed(self, observed_ms: float, expected_ms: float, step: int) -> bool:
         """``expected_ms``: with the allowance for the unfamiliar."""
         steps = self._steps

@@ -41,6 +41,7 @@ H_KNOB_ORDER, H_KNOB_UNTIL_NS, H_KNOB_TOKENS, H_KNOB_SEQUENCES, H_KNOB_DONE = ra
 H_KNOB_TOKENS_NOW, H_KNOB_TOKENS_WAS, H_KNOB_SEQUENCES_NOW, H_KNOB_SEQUENCES_WAS = range(29, 33)
 H_WAKE_BASE_NS, H_WAKE_DECODE_NS, H_WAKE_PREFILL_NS, H_WAKE_GAP_NS = range(33, 37)
 H_KNOB_ROOM, H_KNOB_PROMPT_NOW, H_KNOB_PROMPT_WAS = range(37, 40)
+H_WAKE_TYPICAL, H_WAKE_SPARE_NS, H_WAKE_LATE_NS = range(40, 43)
 H_HEADS, H_THREADS, MAX_RINGS = 64, 80, 16
 MESSAGE_OFFSET, MESSAGE_BYTES = 1024, 2048
 NAMES_OFFSET, NAMES_BYTES = 3072, 1024
@@ -68,7 +69,9 @@ COMMAND_NONE, COMMAND_DETACH = 0, 1
 WAKE_NOT, WAKE_EACH, WAKE_LONG = range(3)
 """WAKE_EACH: at the next record. WAKE_LONG: only at a step that lasted longer than H_WAKE_BASE_NS, plus
 H_WAKE_DECODE_NS for each of its decode tokens and H_WAKE_PREFILL_NS for each of its prefill tokens, or that
-began more than H_WAKE_GAP_NS after the one before."""
+began more than H_WAKE_GAP_NS after the one before; or once steps have been late by more than H_WAKE_SPARE_NS
+(0: however late) together: each by what it lasted beyond H_WAKE_TYPICAL 1024ths of what makes it long, less
+where it was shorter, never below none. H_WAKE_LATE_NS: that sum, since the reader set it to 0."""
 
 STATE_EMPTY, STATE_LIVE, STATE_DETACHED, STATE_EXPIRED, STATE_FAILED, STATE_OVER_BUDGET = range(6)
 

@@ -17,6 +17,10 @@ class Usual(NamedTuple):
     gap_ns: int
     bare_ns: int
     """What few steps without prefill last, with the time before them since the step before."""
+    typical_1024: int = 1024
+    """How long a typical step is, in 1024ths of what is long."""
+    between_ns: int = 0
+    """From one step to the next, typically."""
 
     def long(self, step: Step) -> bool:
         decode, prefill = step.decode_tokens, step.prefill_tokens

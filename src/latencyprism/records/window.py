@@ -47,6 +47,10 @@ class StepSource(Protocol):
         """Make ``fileno`` readable only for a step that is longer than ``usual``; None: for every step. A
         source that cannot tell may go on as it did."""
 
+    def wake_late(self, typical_1024: int, spare_ns: int) -> bool:
+        """And when steps from now on are late by ``spare_ns`` together: each by what it lasts beyond so many
+        1024ths of what makes it long, less where it is shorter, never below none. False: it cannot."""
+
     def renew(self) -> None:
         """Keep a probe that lives on a lease alive; call it twice a second."""
 

@@ -2,13 +2,15 @@
 
 To be woken costs the watch more than to read a step: what it needs has left the caches by then; and where
 processors are few it costs the engine, too: a watch that is woken at the end of a step runs in the engine's
-place. So a probe wakes it only for a step that is longer than most for its number of tokens, and the others
-are read a few at a time, sooner while one is wary.
+place. So a probe wakes it only for a step that is longer than most for its number of tokens, or once steps
+have lost so much time together that an alert may be due; the others are read a few at a time. Where a probe
+cannot add that up they are read sooner while one is wary.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from math import exp
 from statistics import median
 
 import numpy as np
@@ -77,14 +79,15 @@ class Habit:
         if self._known is not None:
             self._share += (self._known.long(step) - self._share) * MEMORY
 
-    def look(self, now_ns: int) -> None:
-        """Learn anew what is usual, every two seconds."""
+    def look(self, now_ns: int, least: float = 0.0) -> None:
+        """Learn anew what is usual, every two seconds. ``least``: no step is called long that is not longer
+        than typical by that (log)."""
         if now_ns - self._fitted_ns >= FIT_NS and len(self._rows) >= LEAST:
             self._fitted_ns = now_ns
-            self._known, self._ragged = _fit(np.array(self._rows, np.float64))
+            self._known, self._ragged = _fit(np.array(self._rows, np.float64), exp(least))
 
 
-def _fit(rows: npt.NDArray[np.float64]) -> tuple[Usual, bool]:
+def _fit(rows: npt.NDArray[np.float64], least: float) -> tuple[Usual, bool]:
     """Least squares of relative errors, then as much more as leaves ``LONG_SHARE`` above; and whether that is
     much more."""
     took = np.maximum(rows[:, 0], 1.0)
@@ -98,15 +101,20 @@ def _fit(rows: npt.NDArray[np.float64]) -> tuple[Usual, bool]:
     if not np.all(line > 0.0):
         found, line = np.array([1.0, 0.0, 0.0]), np.ones(len(rows))
     ratios = took / line
-    long = _above(ratios, LONG_SHARE)
-    ragged = long > SPREAD * _above(ratios, 0.5)
+    long, typical = _above(ratios, LONG_SHARE), _above(ratios, 0.5)
+    ragged = long > SPREAD * typical
+    more = max(least * typical / long, 1.0)
+    long *= more
     prices = found * long
     gaps = rows[rows[:, 3] >= 0.0, 3]
     gap_ns = int(_above(gaps, LONG_SHARE / 2)) if gaps.size else NEVER_NS
     base, decode, prefill = (int(price) for price in prices)
     bare = rows[rows[:, 2] == 0.0] if np.any(rows[:, 2] == 0.0) else rows
-    bare_ns = int(_above(bare[:, 0] + np.maximum(bare[:, 3], 0.0), LONG_SHARE))
-    usual = Usual(base + ROUNDING_NS, decode, prefill, gap_ns + ROUNDING_NS, bare_ns + ROUNDING_NS)
+    bare_ns = int(_above(bare[:, 0] + np.maximum(bare[:, 3], 0.0), LONG_SHARE) * more)
+    usual = Usual(
+        base + ROUNDING_NS, decode, prefill, gap_ns + ROUNDING_NS, bare_ns + ROUNDING_NS,
+        int(1024 * typical / long), int(np.median(gaps)) if gaps.size else 0,
+    )  # fmt: skip
     return usual, ragged
 
 

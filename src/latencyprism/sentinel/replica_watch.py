@@ -8,6 +8,7 @@ from collections import deque
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import islice
+from math import exp
 from typing import Any
 
 from latencyprism.detect import Detector, Firing
@@ -38,7 +39,10 @@ _NO_OPERATORS = frozenset({"llama.cpp"})
 NAP_S, VAGUE_NAP_S, WARY_NAP_S, SHORT_NAP_S = 0.2, 0.1, 0.014, 0.012
 TENSE = 0.4
 """From here on the way to a shift's alert one is wary."""
-HELD_NS = 250_000_000
+CAUTION = 0.7
+"""Part of what would be an alert for which one wants to be woken: the probe's expectation is a rough one."""
+MOST_ROOM_MS = 1e9
+HELD_NS = 500_000_000
 """Steps are handed on a few at a time: what was seen below them is joined to many as cheaply as to one."""
 
 
@@ -88,6 +92,8 @@ class ReplicaWatch:
         self.prompt = False
         self._habit = Habit()
         self._told: Usual | None = None
+        self._adds_up = False
+        """The source wakes us, too, when steps have lost time together."""
         self._held = Window()
         self._raised: list[Alert] = []
         self._handed_ns = 0
@@ -154,7 +160,7 @@ class ReplicaWatch:
         return self.hand_on()
 
     def sample_host(self, now_ns: int) -> None:
-        self._habit.look(now_ns)
+        self._habit.look(now_ns, CAUTION * self.detector.stall_limit() if self._adds_up else 0.0)
         for counter in self.host.sample(now_ns):
             self.recorder.add_counter(counter)
             if self._ranks is not None and counter.name == "runqueue_ns":
@@ -170,6 +176,10 @@ class ReplicaWatch:
         """So long steps as usual may wait."""
         if self.prompt:
             return SHORT_NAP_S
+        if self._adds_up:
+            if self.detector.poised:
+                return SHORT_NAP_S
+            return NAP_S
         if self.detector.incident_open:
             # After a page there is nothing more urgent to tell than a long stall, and that wakes us.
             return VAGUE_NAP_S if self.detector.paging else SHORT_NAP_S
@@ -184,6 +194,12 @@ class ReplicaWatch:
         if usual is not self._told:
             self._told = usual
             source.wake_beyond(usual)
+        slack, room_ms = self.detector.room
+        if usual is not NEVER and room_ms < MOST_ROOM_MS:
+            typical, spare_ns = usual.typical_1024 * exp(slack), CAUTION * room_ms * 1e6
+            self._adds_up = source.wake_late(int(typical), int(spare_ns) + 1)
+        else:
+            self._adds_up = source.wake_late(1024, 0) and usual is not NEVER
         return source.settle()
 
     # -- judging ---------------------------------------------------------------------------------

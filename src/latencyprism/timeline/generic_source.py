@@ -72,6 +72,10 @@ class GenericSource:
         if usual is not None:
             self._session.call_long(*usual[:4])
 
+    def wake_late(self, typical_1024: int, spare_ns: int) -> bool:
+        self._session.call_late(typical_1024, spare_ns)
+        return True
+
     def renew(self) -> None:
         self._session.renew()
 

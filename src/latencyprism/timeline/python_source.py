@@ -178,6 +178,10 @@ class PythonSource:
         if usual is not None:
             self._sessions[self._engine_pid].call_long(*usual[:4])
 
+    def wake_late(self, typical_1024: int, spare_ns: int) -> bool:
+        self._sessions[self._engine_pid].call_late(typical_1024, spare_ns)
+        return True
+
     def close(self) -> None:
         """Detach from every process; the engine loop first, so that no step looks half."""
         for session in self._all(reversed(list(self._sessions.values()))):

@@ -13,7 +13,10 @@ from latencyprism.records.ring import (
     H_WAKE_BASE_NS,
     H_WAKE_DECODE_NS,
     H_WAKE_GAP_NS,
+    H_WAKE_LATE_NS,
     H_WAKE_PREFILL_NS,
+    H_WAKE_SPARE_NS,
+    H_WAKE_TYPICAL,
     HEADER_BYTES,
     KIND_DECODE,
     KIND_STEP,
@@ -109,7 +112,15 @@ def worth_waking(words, kind, values):
         gap = values[STEP_GAP]
     else:
         return False
-    return values[2] - values[1] > usual or gap > words[H_WAKE_GAP_NS]
+    took = values[2] - values[1]
+    if took > usual or gap > words[H_WAKE_GAP_NS]:
+        return True
+    spare = words[H_WAKE_SPARE_NS]
+    if not spare:
+        return False
+    late = words[H_WAKE_LATE_NS] + took - (usual * words[H_WAKE_TYPICAL] >> 10)
+    words[H_WAKE_LATE_NS] = late if 0 < late < spare else 0
+    return late >= spare
 
 
 def quick_put(probe, kind, count):

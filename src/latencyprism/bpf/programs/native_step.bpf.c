@@ -72,8 +72,19 @@ u64 seen = 0;  /* hits in the target, before POINT_FIRST */
 u64 woken_ns = 0;
 u64 waking_ns = 0; /* when the last record was made that may wake */
 
-/* What the reader sets at any time: only a record that may wake and comes so long after the one before does. */
-u64 usual_ns SEC(".data") = 0;
+/* What the reader sets at any time: a record that may wake does if it comes so long after the one before, or once
+ * such records have been late by `spare_ns` together. */
+struct usual {
+    u64 base_ns; /* 0: each wakes */
+    u64 decode_ns, prefill_ns; /* so much more for each sequence, for each further token computed meanwhile */
+    u64 typical_1024; /* what is not late, in 1024ths of what is long */
+    u64 spare_ns; /* 0: however late */
+    u64 late_ns;
+};
+struct usual usual SEC(".data") = {};
+
+u64 sequences = 0; /* computed since the last record that may wake */
+u64 tokens = 0;    /* beyond one of each sequence */
 
 struct {
     MAP_INT(type, BPF_MAP_TYPE_RINGBUF);
@@ -132,12 +143,22 @@ INLINE void fill(struct hit *hit, u32 tid, u32 index, u8 flags)
 /* A wake-up is an interrupt to this CPU: in a virtual machine it costs more than all the rest of a hit. */
 INLINE u64 wake(const struct point *point, u64 now)
 {
-    u64 before = waking_ns;
+    u64 took = now - waking_ns, longest, typical, late;
 
     if (!(point->flags & POINT_WAKE))
         return BPF_RB_NO_WAKEUP;
     waking_ns = now;
-    if (now - before < usual_ns || now - woken_ns < wake_interval_ns)
+    longest = usual.base_ns + usual.decode_ns * sequences + usual.prefill_ns * tokens;
+    typical = (longest >> 10) * usual.typical_1024;
+    late = usual.late_ns + took;
+    late = late > typical ? late - typical : 0;
+    sequences = tokens = 0;
+    if (took < longest && (!usual.spare_ns || late < usual.spare_ns)) {
+        usual.late_ns = late;
+        return BPF_RB_NO_WAKEUP;
+    }
+    usual.late_ns = 0;
+    if (now - woken_ns < wake_interval_ns)
         return BPF_RB_NO_WAKEUP;
     woken_ns = now;
     return BPF_RB_FORCE_WAKEUP;
@@ -272,6 +293,7 @@ int ubatch(struct registers *regs)
     u64 first = ARG0(regs), second = ARG1(regs), third = ARG2(regs);
     struct ubatch_hit *record;
     struct point *point;
+    u32 computed;
 
     asm volatile("" : "+r"(first), "+r"(second), "+r"(third));
     if (ubatch_returns_object && HIDDEN_RESULT) {
@@ -297,6 +319,10 @@ int ubatch(struct registers *regs)
         record->hit.flags |= HIT_UNREAD;
     else
         record->hit.flags |= walk(record, second);
+    if (!record->hit.flags && !read_u32(&computed, second + ubatch_tokens)) {
+        sequences += record->hit.runs;
+        tokens += computed > record->hit.runs ? computed - record->hit.runs : 0;
+    }
     bpf_ringbuf_submit(record, wake(point, record->hit.time_ns));
     return 0;
 }

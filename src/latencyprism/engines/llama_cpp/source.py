@@ -168,6 +168,7 @@ class LlamaSource:
                 pid, files, list(points.values()), constants, wake_interval_ns=WAKE_INTERVAL_NS
             )
         self._assembler = Assembler(pid, Role.ITERATION in points, first_replica)
+        self._usual: Usual | None = None
 
     @property
     def lost(self) -> int:
@@ -200,8 +201,20 @@ class LlamaSource:
         return True
 
     def wake_beyond(self, usual: Usual | None) -> None:
-        """The kernel knows when a step ended, and not what was in it: so one with a prompt always wakes."""
-        self._probe.wake_after(0 if usual is None else usual.bare_ns)
+        self._usual = usual
+        self.wake_late(0, 0)
+
+    def wake_late(self, typical_1024: int, spare_ns: int) -> bool:
+        usual = self._usual
+        if usual is None:
+            self._probe.wake_after(0)
+        elif usual.decode_ns or usual.prefill_ns:
+            prices = (usual.decode_ns, usual.prefill_ns)
+            self._probe.wake_after(usual.base_ns + usual.between_ns, *prices, typical_1024, spare_ns)
+        else:  # all steps were alike, or what was in them is not known
+            self._probe.wake_after(usual.bare_ns)
+            return False
+        return usual is not None
 
     def renew(self) -> None:
         """Kernel probes need no lease: they end with this process."""
