@@ -181,6 +181,23 @@ def test_no_step_is_long_that_is_not_longer_than_asked_for() -> None:
     assert usual.typical_1024 == pytest.approx(1024 / 1.5, abs=2)
 
 
+def test_what_the_judge_expects_is_kept_while_a_fault_becomes_usual() -> None:
+    habit = Habit()
+    for number in range(256):
+        habit.take(step(number, 5.0 + number % 7 * 0.01))
+    habit.look(10**12)
+    calm = habit.usual
+    assert calm is not None and habit.expected_1024 == pytest.approx(calm.typical_1024, abs=1)
+    for number in range(256, 512):
+        slow = step(number, 10.0 + number % 7 * 0.01)
+        habit.take(slow)
+        habit.expect(slow, 5.03)
+    habit.look(2 * 10**12)
+    usual = habit.usual
+    assert usual is not None and usual.typical_1024 > 1000
+    assert habit.expected_1024 / 1024 * usual.limit_ns(4, 0) == pytest.approx(5.03 * MS, rel=0.01)
+
+
 class Source:
     """Hands out steps that the test made, and keeps what it was told."""
 
@@ -308,7 +325,7 @@ def test_where_the_source_adds_lateness_up_only_a_page_about_to_come_is_waited_f
         assert usual is not None and watch.nap_s == NAP_S
         slack, room_ms = detector.room
         typical, spare_ns = source.spare[-1]
-        assert typical == int(usual.typical_1024 * math.exp(slack)) and 0 < spare_ns < room_ms * 1e6
+        assert typical == int(watch._habit.expected_1024 * math.exp(slack)) and 0 < spare_ns < room_ms * 1e6
         test = detector._evidence
         test.fast = 0.5 * test.fast_limit
         watch.settle()
@@ -320,6 +337,6 @@ def test_where_the_source_adds_lateness_up_only_a_page_about_to_come_is_waited_f
         assert detector.poised and watch.nap_s == SHORT_NAP_S
         detector.paging = True
         watch.settle()
-        assert source.spare[-1] == (1024, 0) and watch.nap_s == NAP_S
+        assert source.spare[-1] == (usual.typical_1024, 17_500_000) and watch.nap_s == NAP_S
     finally:
         watch.close()

@@ -26,5 +26,10 @@ class Usual(NamedTuple):
         decode, prefill = step.decode_tokens, step.prefill_tokens
         if (decode is None and self.decode_ns) or (prefill is None and self.prefill_ns):
             return True
-        limit = self.base_ns + self.decode_ns * (decode or 0) + self.prefill_ns * (prefill or 0)
-        return step.end_ns - step.start_ns > limit or (step.gap_ns or 0) > self.gap_ns
+        return (
+            step.end_ns - step.start_ns > self.limit_ns(decode, prefill) or (step.gap_ns or 0) > self.gap_ns
+        )
+
+    def limit_ns(self, decode_tokens: int | None, prefill_tokens: int | None) -> int:
+        """From which duration on a step with so many is long."""
+        return self.base_ns + self.decode_ns * (decode_tokens or 0) + self.prefill_ns * (prefill_tokens or 0)

@@ -10,7 +10,7 @@ cannot add that up they are read sooner while one is wary.
 from __future__ import annotations
 
 from collections import deque
-from math import exp
+from math import exp, log
 from statistics import median
 
 import numpy as np
@@ -41,7 +41,7 @@ class Habit:
     def __init__(self) -> None:
         self._rows: deque[tuple[int, int, int, int]] = deque(maxlen=KEPT)
         self._known: Usual | None = None
-        self._share = 0.0
+        self._share = self._expected = 0.0
         self._ragged = False
         self._fitted_ns = self._ended_ns = self._wary_until_ns = 0
 
@@ -70,6 +70,19 @@ class Habit:
         if self._known is not None and not self._known.long(step):
             self._wary_until_ns = step.end_ns + PENALTY_NS
 
+    @property
+    def expected_1024(self) -> float:
+        """How long steps are expected to be by who judges them, in 1024ths of what is long here. In a fault
+        that goes on what is typical here is what it has made of the steps."""
+        return 1024.0 * exp(self._expected)
+
+    def expect(self, step: Step, expected_ms: float) -> None:
+        """What the judge expected of a step."""
+        if self._known is not None and expected_ms > 0.0:
+            limit_ns = self._known.limit_ns(step.decode_tokens, step.prefill_tokens)
+            told = log(expected_ms * 1e6 / limit_ns)
+            self._expected += (told - self._expected) * MEMORY
+
     def take(self, step: Step) -> None:
         self._ended_ns = step.end_ns
         gap = -1 if step.gap_ns is None else step.gap_ns
@@ -84,7 +97,15 @@ class Habit:
         than typical by that (log)."""
         if now_ns - self._fitted_ns >= FIT_NS and len(self._rows) >= LEAST:
             self._fitted_ns = now_ns
+            before = self._known
             self._known, self._ragged = _fit(np.array(self._rows, np.float64), exp(least))
+            if before is None:
+                self._expected = log(self._known.typical_1024 / 1024.0)
+            else:  # the same times, by another measure
+                _, decode, prefill, _ = self._rows[-1]
+                self._expected += log(
+                    before.limit_ns(decode, prefill) / self._known.limit_ns(decode, prefill)
+                )
 
 
 def _fit(rows: npt.NDArray[np.float64], least: float) -> tuple[Usual, bool]:
@@ -113,7 +134,7 @@ def _fit(rows: npt.NDArray[np.float64], least: float) -> tuple[Usual, bool]:
     bare_ns = int(_above(bare[:, 0] + np.maximum(bare[:, 3], 0.0), LONG_SHARE) * more)
     usual = Usual(
         base + ROUNDING_NS, decode, prefill, gap_ns + ROUNDING_NS, bare_ns + ROUNDING_NS,
-        int(1024 * typical / long), int(np.median(gaps)) if gaps.size else 0,
+        max(int(1024 * typical / long), 1), int(np.median(gaps)) if gaps.size else 0,
     )  # fmt: skip
     return usual, ragged
 

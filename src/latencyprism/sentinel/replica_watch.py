@@ -194,13 +194,22 @@ class ReplicaWatch:
         if usual is not self._told:
             self._told = usual
             source.wake_beyond(usual)
-        slack, room_ms = self.detector.room
-        if usual is not NEVER and room_ms < MOST_ROOM_MS:
-            typical, spare_ns = usual.typical_1024 * exp(slack), CAUTION * room_ms * 1e6
-            self._adds_up = source.wake_late(int(typical), int(spare_ns) + 1)
-        else:
-            self._adds_up = source.wake_late(1024, 0) and usual is not NEVER
+        typical_1024, spare_ms = self._news(usual)
+        self._adds_up = (
+            source.wake_late(int(typical_1024), int(CAUTION * spare_ms * 1e6)) and usual is not NEVER
+        )
         return source.settle()
+
+    def _news(self, usual: Usual) -> tuple[float, float]:
+        """From which duration on, in 1024ths of what is long, steps bring the next alert nearer, and how much
+        beyond that, ms together, may be it; 0: nobody can tell."""
+        if self.detector.paging:  # long stalls alone are told then, beside what the fault makes of all steps
+            return usual.typical_1024, LONG_STALL_MS
+        slack, room_ms = self.detector.room
+        if usual is NEVER or room_ms > MOST_ROOM_MS:
+            return 1024, 0.0
+        most_ms = LONG_STALL_MS if self.detector.incident_open else MOST_ROOM_MS
+        return self._habit.expected_1024 * exp(slack), min(room_ms, most_ms)
 
     # -- judging ---------------------------------------------------------------------------------
 
@@ -233,6 +242,7 @@ class ReplicaWatch:
         expected = self.detector.last
         if expected is not None:
             self.expected.append((step.step, expected.ms))
+            self._habit.expect(step, expected.ms)
         group = self._ranks.of_step(step) if self._ranks is not None else None
         if firing is None:
             self._shares.learn(step)
