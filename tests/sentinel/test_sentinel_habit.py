@@ -337,6 +337,6 @@ def test_where_the_source_adds_lateness_up_only_a_page_about_to_come_is_waited_f
         assert detector.poised and watch.nap_s == SHORT_NAP_S
         detector.paging = True
         watch.settle()
-        assert source.spare[-1] == (usual.typical_1024, 17_500_000) and watch.nap_s == NAP_S
+        assert source.spare[-1] == (int(watch._habit.expected_1024), 17_500_000) and watch.nap_s == NAP_S
     finally:
         watch.close()

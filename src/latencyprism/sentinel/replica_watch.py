@@ -203,13 +203,14 @@ class ReplicaWatch:
     def _news(self, usual: Usual) -> tuple[float, float]:
         """From which duration on, in 1024ths of what is long, steps bring the next alert nearer, and how much
         beyond that, ms together, may be it; 0: nobody can tell."""
-        if self.detector.paging:  # long stalls alone are told then, beside what the fault makes of all steps
-            return usual.typical_1024, LONG_STALL_MS
         slack, room_ms = self.detector.room
+        if self.detector.incident_open:
+            room_ms = min(
+                room_ms, LONG_STALL_MS
+            )  # it has news of its own, by what was expected: see _is_news
         if usual is NEVER or room_ms > MOST_ROOM_MS:
             return 1024, 0.0
-        most_ms = LONG_STALL_MS if self.detector.incident_open else MOST_ROOM_MS
-        return self._habit.expected_1024 * exp(slack), min(room_ms, most_ms)
+        return self._habit.expected_1024 * exp(slack), room_ms
 
     # -- judging ---------------------------------------------------------------------------------
 
