@@ -167,13 +167,14 @@ class Watcher:
                 signals.drain()
             if any(what & select.EPOLLHUP for _, what in ready):
                 lease_at = 0.0  # a probe is gone: its pipe would be ready from now on
+            seen_ns = time.monotonic_ns()
             self._poll_all()
             if self.captures.under_way:
                 self.captures.advance()
             now = time.monotonic()
             if now >= host_at:
                 host_at = now + (HOST_PERIOD_S if self._busy else HOST_CALM_S)
-                self._slow_signals(time.monotonic_ns())
+                self._slow_signals(time.monotonic_ns(), seen_ns)
             if now - looked_at >= (NEIGHBOURS_PERIOD_S if self.capturing else NEIGHBOURS_CALM_S):
                 looked_at = now
                 self._look_around(time.monotonic_ns())
@@ -234,10 +235,12 @@ class Watcher:
 
     # -- slower things ---------------------------------------------------------------------------
 
-    def _slow_signals(self, now_ns: int) -> None:
+    def _slow_signals(self, now_ns: int, seen_ns: int) -> None:
+        """``seen_ns``: all steps that had ended by then have been seen. If we were held up since, that is no
+        silence of the engine's."""
         for watch in self.watches:
             watch.sample_host(now_ns)
-            silence = watch.silence(now_ns)
+            silence = watch.silence(seen_ns)
             if silence is not None:
                 self._raise(watch, silence, None)
         if self._attendants:
