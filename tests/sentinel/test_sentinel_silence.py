@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import pytest
-from tests.sentinel.sentinel_stepping import Stepping, watch_of_this_process
+from sentinel_stepping import Stepping, watch_of_this_process
 
 from latencyprism.records import Window
 from latencyprism.sentinel import replica_watch
