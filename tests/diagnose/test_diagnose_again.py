@@ -1,6 +1,7 @@
 """A verdict while it happens, and the same one again from the capture, bit for bit."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from diagnose_scenes import FAULTS, ROLES, window
 from latencyprism.cli.main import main
 from latencyprism.recorder.capture import Capture, write_raw
 from latencyprism.records import Request
+from latencyprism.sentinel import early_verdict
 from latencyprism.sentinel.captures import Captures
 from latencyprism.sentinel.early_verdict import EarlyVerdict
 from latencyprism.sentinel.finish import finish
@@ -82,6 +84,31 @@ def test_an_early_verdict_is_ended_when_it_is_no_longer_wanted():
     early.close()
     assert early.over and early.verdict is None
     assert time.monotonic() - begun < 5
+    while early_verdict._ending and time.monotonic() - begun < 5:
+        early_verdict.reap()
+        time.sleep(0.01)
+    assert early_verdict._ending == []
+
+
+def test_nobody_waits_for_an_early_verdict_that_is_slow_to_die(monkeypatch):
+    """Beside an engine that spins on every core a killed process may not run for seconds."""
+    alive, real = [True], os.waitpid
+
+    def waitpid(pid, options):
+        assert options == os.WNOHANG  # anything else would wait
+        return (0, 0) if alive else real(pid, options)
+
+    early = EarlyVerdict(lambda: time.sleep(60))
+    monkeypatch.setattr(early_verdict.os, "waitpid", waitpid)
+    early.close()
+    early_verdict.reap()
+    assert early.over and early_verdict._ending == [early._pid]
+    alive.clear()
+    until = time.monotonic() + 10
+    while early_verdict._ending and time.monotonic() < until:
+        early_verdict.reap()
+        time.sleep(0.01)
+    assert early_verdict._ending == [] and not os.path.exists(f"/proc/{early._pid}")
 
 
 class Lines:

@@ -80,3 +80,32 @@ def test_a_process_that_is_busy_is_asked_again_one_that_refuses_is_not(
     assert sorted(dive.missing) == sorted(["operators: another watcher observes its operators", *busy])
     dive.forget()
     assert not dive.kept_in
+
+
+def test_to_ask_for_its_end_waits_for_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Beside an engine that spins disarming can take as long as the engine's main thread likes."""
+    disarmed = threading.Event()
+
+    class Slow(Probe):
+        def close(self) -> None:
+            assert disarmed.wait(20)
+
+    Probe.asked = []
+    monkeypatch.setattr(operator_dive, "OperatorProbe", Slow)
+    monkeypatch.setattr(operator_dive, "recognise", lambda pid: None)
+    monkeypatch.setattr(operator_dive, "Injector", lambda pid: pid)
+    monkeypatch.setattr(operator_dive, "TscClock", lambda: None)
+    dives = OperatorDives({7: "Worker 0"}, realtime=False)
+    assert dives.wait_ready(5.0)
+    dive = dives.begin(10.0, tmp_path)
+    until = time.monotonic() + 5
+    while not dive.armed_ms and time.monotonic() < until:
+        time.sleep(0.01)
+    begun = time.monotonic()
+    assert not dive.end() and not dive.end()
+    assert time.monotonic() - begun < 0.5
+    disarmed.set()
+    while not dive.end() and time.monotonic() < until:
+        time.sleep(0.01)
+    dive.finish(0.0)
+    assert [records.pid for _, records in dive.records] == [7] and dive.missing == []

@@ -22,6 +22,22 @@ FIRST_S, NEXT_S = 1.0, 2.5
 _NICE, _MOST_BYTES, _CPU_S = 5, 1 << 20, 20
 
 
+_ending: list[int] = []
+"""Killed, and not gone yet."""
+
+
+def reap() -> None:
+    """Call now and again: takes note of killed copies that are gone. To wait for one would keep the watch
+    from its steps: beside an engine that spins on every core even dying can take seconds."""
+    for pid in list(_ending):
+        try:
+            gone, _ = os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            gone = pid
+        if gone:
+            _ending.remove(pid)
+
+
 class EarlyVerdict:
     """``make`` is called in the copy. ``poll`` until ``over``; nothing here raises."""
 
@@ -63,11 +79,12 @@ class EarlyVerdict:
             self._finish()
 
     def close(self) -> None:
-        """End it, heard or not."""
+        """End it, heard or not, and wait for nothing; ``reap`` later."""
         if not self.over:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
+            _ending.append(self._pid)
+            reap()
             self._said = b""
             self._finish()
 

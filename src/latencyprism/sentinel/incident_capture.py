@@ -9,9 +9,9 @@ from typing import Any
 from latencyprism.recorder.capture import Capture
 from latencyprism.recorder.deferred import CaptureJob
 from latencyprism.records import Alert
-from latencyprism.sentinel.early_verdict import FIRST_S, NEXT_S, EarlyVerdict
+from latencyprism.sentinel.early_verdict import FIRST_S, NEXT_S, EarlyVerdict, reap
 from latencyprism.sentinel.kernel_dive import KernelDive, Told
-from latencyprism.sentinel.operator_dive import OperatorDive
+from latencyprism.sentinel.operator_dive import ENDING_S, OperatorDive
 from latencyprism.sentinel.provenance import describe_watch
 from latencyprism.sentinel.replica_watch import ReplicaWatch
 from latencyprism.timeline.clocks import Timeline, read_machine_clocks
@@ -86,6 +86,7 @@ class IncidentCapture:
 
     def step(self, now_ns: int) -> None:
         """Call often while it is under way; takes some milliseconds at most."""
+        reap()
         if self._job is not None:
             self.result = self._job.poll()
             self.verdict = self._job.verdict
@@ -96,7 +97,10 @@ class IncidentCapture:
             if self.watch.below is not None:
                 self.watch.below.drain()
         if now_ns >= self.until_ns:
-            self._write()
+            # Beside engines that spin its thread may take its time, for which the watch has none.
+            late = now_ns >= self.until_ns + int(ENDING_S * 1e9)
+            if self.operators is None or self.operators.end() or late:
+                self._write(0.0)
         else:
             self._look_early(now_ns)
 
@@ -122,13 +126,13 @@ class IncidentCapture:
             self._job.close()
             self.result = {"path": None, "error": "the capture was not written in time"}
 
-    def _write(self) -> None:
+    def _write(self, within_s: float = ENDING_S) -> None:
         watch = self.watch
         if self._early is not None:
             self._early.close()
             self._early = None
         if self.operators is not None:
-            self.operators.finish()
+            self.operators.finish(within_s)
             self._missing += self.operators.missing
         if self.kernels is not None:
             self.kernels.finish()

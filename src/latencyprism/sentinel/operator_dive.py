@@ -23,7 +23,7 @@ COPY_S = 0.1
 ARMING_SWITCH_S = 0.0002
 """Arming makes many calls that give the interpreter's lock away, and beside a thread that computes each waits
 as long as this to have it back; the usual 5 ms add up to tenths of a second."""
-READY_S = 5.0
+READY_S, ENDING_S = 5.0, 2.0
 
 
 class OperatorDives:
@@ -156,13 +156,18 @@ class OperatorDive:
         while self._spools:
             self._spools.pop().close()
 
-    def finish(self) -> None:
-        """Disarm and have the last records. Harmless twice; takes milliseconds."""
+    def end(self) -> bool:
+        """Ask it to disarm and have the last records, and wait for nothing; True: it has."""
+        self._stop.set()
+        return not self._thread.is_alive()
+
+    def finish(self, within_s: float = ENDING_S) -> None:
+        """Disarm and have the last records; waits for that. Harmless twice."""
         if self._finished:
             return
         self._finished = True
         self._stop.set()
-        self._thread.join(2.0)
+        self._thread.join(within_s)
         if self._thread.is_alive():
             self.missing.append("operators: their copying did not come to its end")
             return
