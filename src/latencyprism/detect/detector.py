@@ -177,7 +177,7 @@ class Detector:
         limit = self._for_length(noise.tail.limit(evidence.stall_rarity), expected, work)
         if over <= (evidence.stall_floor if evidence.stall_floor > limit else limit):
             # How long a stutter is does not depend on what our own probes cost.
-            limit = log1p(max(settings.stutter_excess, settings.stutter_ms / expected))
+            limit = settings.stutter_limit(expected)
             if over + self._excuse <= (evidence.stall_floor if evidence.stall_floor > limit else limit):
                 return False, False
         if not work.prefill:
@@ -328,8 +328,8 @@ class Detector:
     def stall_limit(self) -> float:
         """How late (log) a typical step may be that is not told as a stall."""
         settings, level = self.settings, self.settings.evidence
-        stutter = max(settings.stutter_excess, settings.stutter_ms / max(self._typical_ms, 1e-3))
-        return max(level.stall_floor, min(self.noise.tail.limit(level.stall_rarity), log1p(stutter)))
+        stutter = settings.stutter_limit(max(self._typical_ms, 1e-3))
+        return max(level.stall_floor, min(self.noise.tail.limit(level.stall_rarity), stutter))
 
     def detectable(self) -> dict[str, float]:
         """By level, the slow-down (share) that is told when it lasts for ``TELLING_STEPS``, at the stream's

@@ -7,6 +7,7 @@ on the calmest stream; on a restless one the limits grow from the stream's own n
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import log1p
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +63,7 @@ class Settings:
     rebase_steps: int = 200
     rebase_floor: float = 0.10
     """A stream that is this much faster than expected for so long has a new, lower baseline."""
+
+    def stutter_limit(self, expected_ms: float) -> float:
+        """How late (log) a step of that expectation may be before it is told however often that happens."""
+        return log1p(max(self.stutter_excess, self.stutter_ms / expected_ms))

@@ -194,23 +194,19 @@ class ReplicaWatch:
         if usual is not self._told:
             self._told = usual
             source.wake_beyond(usual)
-        typical_1024, spare_ms = self._news(usual)
-        self._adds_up = (
-            source.wake_late(int(typical_1024), int(CAUTION * spare_ms * 1e6)) and usual is not NEVER
-        )
+        typical_1024, spare_ns = self._news(usual)
+        self._adds_up = source.wake_late(typical_1024, spare_ns) and usual is not NEVER
         return source.settle()
 
-    def _news(self, usual: Usual) -> tuple[float, float]:
+    def _news(self, usual: Usual) -> tuple[int, int]:
         """From which duration on, in 1024ths of what is long, steps bring the next alert nearer, and how much
-        beyond that, ms together, may be it; 0: nobody can tell."""
+        beyond that, ns together, may be it; 0: nobody can tell."""
         slack, room_ms = self.detector.room
-        if self.detector.incident_open:
-            room_ms = min(
-                room_ms, LONG_STALL_MS
-            )  # it has news of its own, by what was expected: see _is_news
+        if self.detector.incident_open:  # it has news of its own, by what was expected: see _is_news
+            room_ms = min(room_ms, LONG_STALL_MS)
         if usual is NEVER or room_ms > MOST_ROOM_MS:
-            return 1024, 0.0
-        return self._habit.expected_1024 * exp(slack), room_ms
+            return 1024, 0
+        return int(self._habit.expected_1024 * exp(slack)), int(CAUTION * room_ms * 1e6)
 
     # -- judging ---------------------------------------------------------------------------------
 
