@@ -66,6 +66,19 @@ def test_an_early_verdict_is_what_the_records_say_so_far():
     assert told["remedy"]
 
 
+@pytest.mark.parametrize("cause", [cause for cause in FAULTS if not cause.startswith("workload.")])
+def test_steps_that_were_late_before_the_alert_says_so_are_no_reference(cause):
+    """Three of five seconds of the fault before the onset: what it did would pass for usual."""
+    one = capture(cause)
+    begun_ns = one.meta["onset_ns"]
+    known = finish(one).verdict
+    before = [(step.end_ns - step.start_ns) / 1e6 for step in one.steps if step.start_ns < begun_ns]
+    one.expected_ms = [sum(before) / len(before)] * len(one.steps)
+    one.meta |= {"onset_ns": begun_ns + 3 * 10**9, "alert_ns": one.steps[-1].end_ns}
+    assert finish(one).verdict.cause == known.cause
+    assert abs(one.meta["begun_ns"] - begun_ns) < 600_000_000
+
+
 def test_an_early_verdict_that_fails_says_nothing():
     def broken():
         raise ValueError("no records")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sentinel_stepping import Stepping, watch_of_this_process
+from sentinel_stepping import Stepping, alert_of, watch_of_this_process
 
 from latencyprism.attach.process import read_process
 from latencyprism.cli import record
@@ -268,3 +268,38 @@ def test_an_engine_that_ends_in_the_middle_of_a_deep_look_leaves_a_capture_that_
     back = read_capture(tmp_path / "a.pftrace")
     assert len(back.steps) > 40 and not back.notices
     assert back.meta["deep_probe"]["disarmed_ns"] - back.meta["deep_probe"]["armed_ns"] < 20_000_000_000
+
+
+def test_a_capture_begins_with_the_earliest_of_its_alerts_not_with_the_last_stall_in_it(
+    tmp_path: Path,
+) -> None:
+    watch = watch_of_this_process()
+    time.sleep(0.2)
+    watch.poll()
+    assert watch.last_step is not None
+    alert = alert_of(watch.last_step)
+    watch.onset_ns = begun_ns = watch.last_step.start_ns
+    capture = IncidentCapture(watch, alert, tmp_path / "a.pftrace", after_s=30.0, deep=False)
+    time.sleep(0.1)
+    watch.poll()
+    watch.onset_ns = watch.last_step.start_ns
+    capture.add_alert(alert_of(watch.last_step, "6f9c4d2e"))
+    capture.abandon()
+    watch.close()
+    meta = read_capture(tmp_path / "a.pftrace").meta
+    assert watch.onset_ns > begun_ns == meta["onset_ns"] >= meta["begun_ns"]
+
+
+def test_a_missed_objective_begins_now_where_no_step_was_late() -> None:
+    watch = watch_of_this_process()
+    time.sleep(0.1)
+    watch.poll()
+    assert watch.last_step is not None
+    watch.onset_ns = 5
+    alert = alert_of(watch.last_step)
+    assert watch.onset_of(alert) == 5
+    alert.kind = "slo"
+    assert watch.onset_of(alert) == watch.last_step.end_ns
+    watch.detector.incident_open = True
+    assert watch.onset_of(alert) == 5
+    watch.close()

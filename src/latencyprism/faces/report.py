@@ -337,7 +337,9 @@ def _files(capture: Capture, capture_path: str | os.PathLike[str] | None) -> Ite
     yield "</section>"
 
 
-_NOT_FOR_PEOPLE = {"clock", "loop_threads", "request_key", "roles", "alert_ns", "onset_ns", "deep_probe"}
+_NOT_FOR_PEOPLE = {
+    "clock", "loop_threads", "request_key", "roles", "alert_ns", "onset_ns", "begun_ns", "deep_probe",
+}  # fmt: skip
 
 
 def _meta_rows(meta: dict[str, Any]) -> Iterator[str]:

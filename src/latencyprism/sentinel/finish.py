@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
-from latencyprism.diagnose import localise
+from latencyprism.diagnose import begun_ns, localise
 from latencyprism.recorder.capture import Capture
 from latencyprism.records import Request, Window
 from latencyprism.records.device_spans import from_a_window
 
+APART_NS, APART_SHARE, SHORT_NS = 1_000_000_000, 0.1, 5_000_000_000
+"""Between the reference and the suspect stretch: so long, at most that share of the reference, and nothing
+where the reference is shorter than ``SHORT_NS``, which has nothing to spare."""
+
 
 def finish(capture: Capture) -> Capture:
-    """Diagnose the stretch from the onset on against the one before it. Without an alert: unchanged."""
-    onset_ns = capture.meta.get("onset_ns")
+    """Diagnose the stretch from the beginning of the trouble on against the one before it; ``begun_ns`` in
+    ``meta`` tells where they meet. Without an alert: unchanged."""
+    onset_ns, alert_ns = capture.meta.get("onset_ns"), capture.meta.get("alert_ns")
     if not isinstance(onset_ns, int):
         return capture
-    reference, suspect = split(undisturbed(capture), onset_ns)
+    if capture.expected_ms is not None and isinstance(alert_ns, int):
+        capture.meta["begun_ns"] = begun_ns(capture.steps, capture.expected_ms, onset_ns, alert_ns)
+    at_ns, seen = int(capture.meta.get("begun_ns", onset_ns)), undisturbed(capture)
+    _, suspect = split(seen, at_ns)
+    reference, _ = split(seen, at_ns - _apart_ns(seen, at_ns))
     roles = {int(pid): str(role) for pid, role in dict(capture.meta.get("roles", {})).items()}
     missing = [str(text) for text in capture.meta.get("not_available", [])]
     capture.verdict = localise(reference, suspect, roles=roles, not_available=missing)
     for alert in capture.alerts:
         alert.verdict = capture.verdict.to_dict()
     return capture
+
+
+def _apart_ns(seen: Window, at_ns: int) -> int:
+    """What is left out before the beginning, which is not known to the step: one stretch with a little of the
+    fault in it, and that is taken for what stretches do by themselves."""
+    begun_ns = min((step.start_ns for step in seen.steps), default=at_ns)
+    length_ns = at_ns - begun_ns
+    return min(APART_NS, int(APART_SHARE * length_ns)) if length_ns >= SHORT_NS else 0
 
 
 def undisturbed(capture: Capture) -> Window:

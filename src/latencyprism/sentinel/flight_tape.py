@@ -56,7 +56,7 @@ class FlightTape:
 
     def alert(self, alert: Alert, now_ns: int) -> None:
         if self._tape is not None:
-            self._tape.add_alert(alert, self._watch.onset_ns, now_ns)
+            self._tape.add_alert(alert, self._watch.onset_of(alert), now_ns)
 
     def _waits(self, rows: Intervals) -> None:
         if self._tape is not None:

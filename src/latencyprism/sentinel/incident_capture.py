@@ -39,6 +39,8 @@ class IncidentCapture:
         self.alert = alert
         self.path = path
         self.alerts = [alert] if alert else []
+        self.onset_ns = watch.onset_of(alert) if alert else None
+        """The earliest of its alerts: a stall that is told amid a shift is not where that began."""
         self.begun_ns = time.monotonic_ns()
         self.until_ns = self.begun_ns + int(after_s * 1e9)
         self.result: dict[str, Any] | None = None
@@ -81,8 +83,10 @@ class IncidentCapture:
         return self._job is None
 
     def add_alert(self, alert: Alert) -> None:
-        """A further alert of the same incident."""
+        """A further alert of the same incident, the watch's latest."""
         self.alerts.append(alert)
+        onset_ns = self.watch.onset_of(alert)
+        self.onset_ns = onset_ns if self.onset_ns is None else min(self.onset_ns, onset_ns)
 
     def step(self, now_ns: int) -> None:
         """Call often while it is under way; takes some milliseconds at most."""
@@ -153,7 +157,7 @@ class IncidentCapture:
     def _make(self) -> Capture:
         """Runs in the forked copy: nothing of it holds up the watch."""
         watch = self.watch
-        begun_ns = min(watch.onset_ns, self.begun_ns) if self.alerts else self.begun_ns
+        begun_ns = self.begun_ns if self.onset_ns is None else min(self.onset_ns, self.begun_ns)
         since_ns = begun_ns - int(BEFORE_S * 1e9)
         seen = watch.recorder.window(since_ns, self.until_ns)
         deep_ns = self.begun_ns if self._looks_deep else self.until_ns
@@ -179,7 +183,7 @@ class IncidentCapture:
         return {
             **described,
             "alert_ns": self.begun_ns if self.alerts else None,
-            "onset_ns": watch.onset_ns if self.alerts else None,
+            "onset_ns": self.onset_ns,
             "deep_probe": {"armed_ns": self.armed_ns, "disarmed_ns": self.until_ns},
             "operators": self._describe_operators(),
             "requests_in_flight": requests.in_flight if requests is not None else None,

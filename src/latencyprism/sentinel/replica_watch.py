@@ -265,6 +265,13 @@ class ReplicaWatch:
             blame = self._ranks.blame(step, group, firing.expected_ms)
         return self._alert(step, firing, blame)
 
+    def onset_of(self, alert: Alert) -> int:
+        """Where what it tells of began (CLOCK_MONOTONIC ns); ``alert``: the latest. Objectives are missed
+        without steps having slowed, too: then it is now."""
+        if alert.kind == "slo" and not self.detector.incident_open and self.last_step is not None:
+            return self.last_step.end_ns
+        return self.onset_ns
+
     def _is_news(self, step: Step, firing: Firing) -> bool:
         """One alert an incident, a second one if it rises from evidence to page, and one for each long stall
         in it: half a second after the last, or at once where twice as much was lost."""
