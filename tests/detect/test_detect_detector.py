@@ -322,6 +322,29 @@ def test_a_stutter_is_told_in_a_dive_too() -> None:
     assert firing is not None and firing.kind == "stall" and firing.level == "evidence"
 
 
+def test_a_stutter_at_a_prompt_is_told_however_ragged_prompts_are() -> None:
+    """Every fourth step has a prompt, whose time is far less even than the others'; one step in thirteen
+    takes eight times as long, so that it is not rare for one to be late."""
+    rng, at_ns = random.Random(3), 10**12
+    detector = Detector()
+    for number in range(3000):
+        prompt = 100 if number % 4 == 0 else 0
+        took_ms = (11.0 if prompt else 8.0) * rng.lognormvariate(0.0, 0.35 if prompt else 0.02)
+        took_ms *= 8.0 if number % 13 == 5 else 1.0
+        if number == 2900:
+            took_ms = 60.0
+        end_ns = at_ns + int(took_ms * 1e6)
+        step = Step(
+            "vllm", 0, 0, number, at_ns, end_ns, "mixed" if prompt else "decode", requests=6,
+            prefill_requests=1 if prompt else 0, decode_requests=5, prefill_tokens=prompt, decode_tokens=5,
+            cached_tokens=0, context_tokens=900 + prompt, running=6, waiting=0,
+        )  # fmt: skip
+        at_ns = end_ns + 50_000
+        firing = detector.observe(step)
+        if number == 2900:
+            assert firing is not None and firing.kind == "stall"
+
+
 @pytest.mark.parametrize(("sd", "rho", "seconds", "paged"), [
     (0.01, 0.0, 0.6, True), (0.19, 0.78, 0.6, False), (0.19, 0.78, 4.0, True),
 ])  # fmt: skip

@@ -30,6 +30,7 @@ from latencyprism.lab.profiles import profile
 
 LEARN_S = 40.0
 MATCH_S = 1.5
+STOP_MS = 50.0
 ATTACH_S = END_S = 60.0
 
 
@@ -108,7 +109,7 @@ def run(engine: str, stops: int, seed: int, say: Callable[[str], None]) -> dict[
             try:
                 usage = _learn(watch, say)
                 quiet_until = time.monotonic_ns()
-                truth = _stops(target, stops, rng)
+                truth, cut_short = _stops(target, stops, rng)
                 stops_until = time.monotonic_ns()
                 say(f"{stops} stops made, neighbour next")
                 neighbour = _neighbour(target)
@@ -117,6 +118,7 @@ def run(engine: str, stops: int, seed: int, say: Callable[[str], None]) -> dict[
                 last = watch.close()
     result = _score(watch, truth, quiet_until, stops_until, neighbour, target)
     usage |= per_step(usage["watcher_cpu_share"], last.get("steps"), watch.watched_s)
+    result["stops_cut_short"] = cut_short
     return {"engine": engine, **result, **usage, "ended_in_s": watch.ended_in_s, "ended": last}
 
 
@@ -128,15 +130,20 @@ def _learn(watch: WatchProcess, say: Callable[[str], None]) -> dict[str, Any]:
     return meter.read()
 
 
-def _stops(target: int, count: int, rng: random.Random) -> list[tuple[int, int]]:
-    """Stops of 50 ms at random moments, (start, end) CLOCK_MONOTONIC ns each."""
+def _stops(target: int, count: int, rng: random.Random) -> tuple[list[tuple[int, int]], int]:
+    """Stops of ``STOP_MS`` at random moments, (start, end) CLOCK_MONOTONIC ns each; and how many more the end
+    of their injection cut short, which are none of that length and are not asked for."""
     truth: list[tuple[int, int]] = []
+    cut_short = 0
     for _ in range(count):
         time.sleep(0.8 + rng.random())
-        with inject.start("peer.stalled", target, duration_s=1.4, stop_ms=50.0, every_s=0.8) as injection:
+        with inject.start("peer.stalled", target, duration_s=1.4, stop_ms=STOP_MS, every_s=0.8) as injection:
             injection.wait()
-            truth += [(start, end) for start, end, _ in injection.truth()]
-    return truth
+            made = [(start, end) for start, end, _ in injection.truth()]
+        whole = [(start, end) for start, end in made if end - start >= STOP_MS * 1e6]
+        truth += whole
+        cut_short += len(made) - len(whole)
+    return truth, cut_short
 
 
 def _neighbour(target: int) -> dict[str, Any]:

@@ -135,18 +135,20 @@ class Detector:
         self, number: int, observed: float, work: Work, found: Expectation, residual: float, stretch: float,
         waking: bool,
     ) -> Firing | None:  # fmt: skip
-        allowance, expected = found.allowance, found.ms
+        allowance, expected, ragged = found.allowance, found.ms, 0.0
         if work.prefill:
-            ragged = self.noise.prefill - self.noise.d_near
+            ragged = 2.0 * (self.noise.prefill - self.noise.d_near)
             if ragged > 0.0:
-                allowance += 2.0 * ragged
+                allowance += ragged
+            else:
+                ragged = 0.0
         else:
             if allowance > SHOWN_WORTH:
                 allowance = self._shown.narrow(work.context_key, allowance)
             self._typical_ms += (expected - self._typical_ms) * (0.01 if self._typical_ms else 1.0)
         stall = stall_page = False
         if stretch - allowance > self.settings.evidence.stall_floor:
-            stall, stall_page = self._stall(stretch - allowance, stretch, found, work)
+            stall, stall_page = self._stall(stretch - allowance, stretch, ragged, found, work)
         if self.steps % SCALES_EVERY == 0 or self.steps < YOUNG_STEPS:
             self._tune()
         bare = residual - allowance - self._lower_level(work.batch_key, residual)
@@ -170,15 +172,20 @@ class Detector:
             self._settle()
         return None
 
-    def _stall(self, over: float, stretch: float, found: Expectation, work: Work) -> tuple[bool, bool]:
-        """Is a step, late by ``over`` beyond its allowance, a stall, and one that pages?"""
+    def _stall(
+        self, over: float, stretch: float, ragged: float, found: Expectation, work: Work
+    ) -> tuple[bool, bool]:
+        """Is a step, late by ``over`` beyond its allowance, a stall, and one that pages? ``ragged``: the part
+        of the allowance that is for prompts' times being ragged."""
         settings, noise, expected = self.settings, self.noise, found.ms
         evidence, page = settings.evidence, settings.page
         limit = self._for_length(noise.tail.limit(evidence.stall_rarity), expected, work)
         if over <= (evidence.stall_floor if evidence.stall_floor > limit else limit):
-            # How long a stutter is does not depend on what our own probes cost.
+            # How long a stutter is does not depend on what our own probes cost, nor on what is usual.
             limit = settings.stutter_limit(expected)
-            if over + self._excuse <= (evidence.stall_floor if evidence.stall_floor > limit else limit):
+            if over + ragged + self._excuse <= (
+                evidence.stall_floor if evidence.stall_floor > limit else limit
+            ):
                 return False, False
         if not work.prefill:
             self._typical_ms += (expected - self._typical_ms) * 0.01
