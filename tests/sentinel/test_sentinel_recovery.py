@@ -303,3 +303,24 @@ def test_a_missed_objective_begins_now_where_no_step_was_late() -> None:
     watch.detector.incident_open = True
     assert watch.onset_of(alert) == 5
     watch.close()
+
+
+def test_a_captures_steps_reach_to_its_end_though_the_watch_holds_them_for_half_a_second(
+    tmp_path: Path,
+) -> None:
+    watch = watch_of_this_process()
+    watch.hand_on(time.monotonic_ns())
+    time.sleep(0.25)
+    watch.look()
+    assert watch.hand_on(time.monotonic_ns())[0].steps == []
+    capture = IncidentCapture(watch, None, tmp_path / "a.pftrace", after_s=0.2, deep=False)
+    until = time.monotonic() + 20.0
+    while capture.result is None and time.monotonic() < until:
+        time.sleep(0.01)
+        watch.look()
+        watch.hand_on(time.monotonic_ns())
+        capture.step(time.monotonic_ns())
+    watch.close()
+    assert capture.result is not None and not capture.result.get("error"), capture.result
+    steps = read_capture(tmp_path / "a.pftrace").steps
+    assert capture.until_ns - steps[-1].end_ns < 60_000_000

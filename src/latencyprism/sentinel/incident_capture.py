@@ -103,7 +103,10 @@ class IncidentCapture:
         if now_ns >= self.until_ns:
             # Beside engines that spin its thread may take its time, for which the watch has none.
             late = now_ns >= self.until_ns + int(ENDING_S * 1e9)
-            if self.operators is None or self.operators.end() or late:
+            ended = self.operators is None or self.operators.end()
+            # Steps that the watch still holds are in it, too.
+            self.watch.wanted_ns = self.until_ns
+            if late or (ended and self.watch.handed_ns >= self.until_ns):
                 self._write(0.0)
         else:
             self._look_early(now_ns)

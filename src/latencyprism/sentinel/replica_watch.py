@@ -96,7 +96,8 @@ class ReplicaWatch:
         """The source wakes us, too, when steps have lost time together."""
         self._held = Window()
         self._raised: list[Alert] = []
-        self._handed_ns = 0
+        self.handed_ns = self.wanted_ns = 0
+        """When what was seen was last handed on, and when somebody wants it to be (CLOCK_MONOTONIC)."""
         self._dives: deque[tuple[int, int]] = deque(maxlen=4)
         self.below: BelowWatch | None = None
         self.below_missing: str | None = None
@@ -135,14 +136,14 @@ class ReplicaWatch:
 
     def hand_on(self, now_ns: int | None = None) -> tuple[Window, list[Alert]]:
         """What ``look`` has seen since the last hand-over, with what was seen below it, now in the recorder;
-        and the alerts in it. Empty where ``now_ns`` is too early for the next."""
-        early = now_ns is not None and not self.prompt and now_ns - self._handed_ns < HELD_NS
-        if early and not self._raised:
-            return Window(), []
+        and the alerts in it. Empty where ``now_ns`` is too early for the next and nobody wants it."""
+        if now_ns is not None and not self.prompt and not self._raised:
+            wanted = self.handed_ns < self.wanted_ns <= now_ns
+            if now_ns - self.handed_ns < HELD_NS and not wanted:
+                return Window(), []
         window, alerts = self._held, self._raised
         self._held, self._raised = Window(), []
-        if now_ns is not None:
-            self._handed_ns = now_ns
+        self.handed_ns = time.monotonic_ns() if now_ns is None else now_ns
         if self.below is not None and window.steps:
             threads = getattr(self.attachment.source, "step_threads", ())
             window.steps[:] = self.below.fill(window.steps, threads)
