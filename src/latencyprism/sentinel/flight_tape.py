@@ -24,7 +24,7 @@ from latencyprism.timeline.clocks import Timeline, read_machine_clocks
 if TYPE_CHECKING:
     from latencyprism.sentinel.replica_watch import ReplicaWatch
 
-META_PERIOD_NS = 2_000_000_000
+META_PERIOD_NS = 5_000_000_000
 
 
 class FlightTape:

@@ -31,7 +31,7 @@ from latencyprism.sentinel.steplog import StepLog
 from latencyprism.sentinel.targets import attach
 
 HOST_PERIOD_S, HOST_CALM_S = 0.2, 0.5
-"""What the kernel counts about the engine: while an incident is open or a capture under way, and else."""
+"""What the kernel counts about the engine: after a page or while a capture is under way, and else."""
 NEIGHBOURS_PERIOD_S, NEIGHBOURS_CALM_S = 1.0, 3.0
 """Who else burns CPU: while a capture is under way, and else."""
 LEASE_PERIOD_S = 0.5
@@ -379,7 +379,7 @@ class Watcher:
 
     @property
     def _busy(self) -> bool:
-        return self.capturing or any(watch.detector.incident_open for watch in self.watches)
+        return self.capturing or any(watch.detector.paging for watch in self.watches)
 
     @property
     def capturing(self) -> bool:
