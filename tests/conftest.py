@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from latencyprism.bench.attaching import find_pythons
 from latencyprism.lab.install import NO_CPU_TORCH, EngineName, EngineUnavailable
 from latencyprism.lab.serve import Server, start
 
@@ -26,6 +27,35 @@ SERVER_FIXTURES = {"llama_server", "transformers_server", "vllm_server"}
 def _state_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test takes up what the watch of another, or of the person who runs them, has learned."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+
+
+@pytest.fixture(scope="session")
+def python_of() -> Callable[[str], str]:
+    """Path of an interpreter of a version ("3.14"), wherever it is installed; skips where there is none."""
+    found = find_pythons()
+    for path in sorted(Path.home().glob(".pyenv/versions/*/bin/python3")):
+        found.setdefault(".".join(path.parents[1].name.split(".")[:2]), str(path))
+
+    def path_of(version: str) -> str:
+        if version not in found:
+            pytest.skip(f"no Python {version} here")
+        return found[version]
+
+    return path_of
+
+
+@pytest.fixture(scope="session")
+def nameable_python_of(python_of: Callable[[str], str]) -> Callable[[str], str]:
+    """The same, of one whose process a test can give a name: none that is started by a script."""
+
+    def path_of(version: str) -> str:
+        path = python_of(version)
+        with open(path, "rb") as file:
+            if file.read(2) == b"#!":
+                pytest.skip(f"no Python {version} here whose process can be given a name")
+        return path
+
+    return path_of
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

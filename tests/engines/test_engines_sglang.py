@@ -7,7 +7,7 @@ import itertools
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -95,11 +95,10 @@ def test_every_batch_is_a_step_with_its_counts(version: str, scenario: str) -> N
 
 
 @pytest.mark.parametrize("python", ["3.10", "3.12", "3.13", "3.14"])
-def test_other_interpreters_and_their_own_means_of_observing(python: str) -> None:
-    found = sorted(Path.home().glob(f".pyenv/versions/{python}.*/bin/python3"))
-    if not found:
-        pytest.skip(f"no Python {python} here")
-    with stand_in(VERSIONS[-1], "overlap mixed retract", python=str(found[0])) as process:
+def test_other_interpreters_and_their_own_means_of_observing(
+    python: str, nameable_python_of: Callable[[str], str]
+) -> None:
+    with stand_in(VERSIONS[-1], "overlap mixed retract", python=nameable_python_of(python)) as process:
         source = attached(process, VERSIONS[-1])
         steps, said = serve(process, source)
         health = source.health()[process.pid]

@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -144,11 +144,10 @@ def test_models_without_paged_attention(tmp_path: Path, family: str) -> None:
 
 
 @pytest.mark.parametrize("python", ["3.10", "3.12", "3.13", "3.14"])
-def test_other_interpreters_and_their_own_means_of_observing(tmp_path: Path, python: str) -> None:
-    found = sorted(Path.home().glob(f".pyenv/versions/{python}.*/bin/python3"))
-    if not found:
-        pytest.skip(f"no Python {python} here")
-    compare(*served(tmp_path, LAST, "chunked", python=str(found[0])))
+def test_other_interpreters_and_their_own_means_of_observing(
+    tmp_path: Path, python: str, nameable_python_of: Callable[[str], str]
+) -> None:
+    compare(*served(tmp_path, LAST, "chunked", python=nameable_python_of(python)))
 
 
 def test_shards_are_one_replica_of_which_the_first_writes_steps(tmp_path: Path) -> None:

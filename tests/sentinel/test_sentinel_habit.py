@@ -298,7 +298,7 @@ def test_the_source_is_told_what_is_usual_once_it_is_known() -> None:
         assert len(source.told) == 2 and source.told[1] == watch._habit.usual
         assert watch.nap_s == NAP_S
         test = watch.detector._evidence
-        test.fast = 0.5 * test.fast_limit
+        test.fast = 0.6 * test.fast_limit
         assert watch.nap_s == WARY_NAP_S
         watch.detector.incident_open = True
         assert watch.nap_s == SHORT_NAP_S
@@ -310,7 +310,7 @@ def test_the_source_is_told_what_is_usual_once_it_is_known() -> None:
         watch.close()
 
 
-def test_where_the_source_adds_lateness_up_only_a_page_about_to_come_is_waited_for_awake() -> None:
+def test_where_the_source_adds_lateness_up_only_news_about_to_come_is_waited_for_awake() -> None:
     source = Source()
     source.adds_up = True
     watch = watch_of(source)
@@ -327,9 +327,11 @@ def test_where_the_source_adds_lateness_up_only_a_page_about_to_come_is_waited_f
         typical, spare_ns = source.spare[-1]
         assert typical == int(watch._habit.expected_1024 * math.exp(slack)) and 0 < spare_ns < room_ms * 1e6
         test = detector._evidence
-        test.fast = 0.5 * test.fast_limit
+        test.fast = 0.4 * test.fast_limit
         watch.settle()
         assert source.spare[-1][1] < spare_ns and watch.nap_s == NAP_S
+        test.fast = 0.6 * test.fast_limit
+        assert watch.nap_s == WARY_NAP_S
         detector.incident_open = True  # now a page is the next news
         watch.settle()
         assert source.spare[-1][1] > spare_ns and watch.nap_s == NAP_S

@@ -140,6 +140,7 @@ def _compare(
 ) -> dict[str, Any]:
     ratios: dict[str, list[float]] = {"itl_p50": [], "itl_p99": [], "throughput": [], "cpu_per_token": []}
     skipped = 0
+    seen: list[dict[str, Any]] = []
     for pair in range(len(windows) // 2):
         both = [w for w in windows if w["pair"] == pair]
         on, off = (next(w for w in both if w["on"] is state) for state in (True, False))
@@ -149,6 +150,7 @@ def _compare(
             continue
         for name, values in ratios.items():
             values.append(a[name] / b[name])
+        seen.append({"on": _rounded(a), "off": _rounded(b), "on_first": both[0]["on"]})
     intervals = {name: ratio_interval(values) for name, values in ratios.items()}
     report: dict[str, Any] = {
         "engine": engine,
@@ -159,6 +161,7 @@ def _compare(
     for name, (median, low, high) in intervals.items():
         report[f"{name}_ratio"] = round(median, 4)
         report[f"{name}_ci"] = [round(low, 4), round(high, 4)]
+    report["windows"] = seen
     report["resolution_p50"] = round(resolution(intervals["itl_p50"]), 4)
     report["resolution_p99"] = round(resolution(intervals["itl_p99"]), 4)
     report["failed_requests"] = len(result.failures)
@@ -167,6 +170,11 @@ def _compare(
     if known := [share for share in shares if share is not None]:
         report["below_estimated_share"] = round(float(np.median(known)), 6)
     return report
+
+
+def _rounded(figures: dict[str, float]) -> dict[str, float]:
+    """ms, tokens, ns of CPU a token: so that a reader can see whether an engine has two speeds."""
+    return {name: round(value, 3) for name, value in figures.items()}
 
 
 def _figures(window: dict[str, Any], result: Result) -> dict[str, float] | None:

@@ -312,8 +312,9 @@ class Detector:
 
     @property
     def tension(self) -> float:
-        """How near a shift is to being told, as a share of the way."""
-        return max(self._evidence.tension, self._page.tension)
+        """How near the next news of a shift is, as a share of the way; 0: none is to come."""
+        page = 0.0 if self.paging else self._page.tension
+        return page if self.incident_open else max(self._evidence.tension, page)
 
     @property
     def poised(self) -> bool:

@@ -37,7 +37,7 @@ STALL_QUIET_NS = 500_000_000
 _NO_OPERATORS = frozenset({"llama.cpp"})
 """Engines without PyTorch."""
 NAP_S, VAGUE_NAP_S, WARY_NAP_S, SHORT_NAP_S = 0.2, 0.1, 0.014, 0.012
-TENSE = 0.4
+TENSE = 0.5
 """From here on the way to a shift's alert one is wary."""
 CAUTION = 0.7
 """Part of what would be an alert for which one wants to be woken: the probe's expectation is a rough one."""
@@ -180,7 +180,9 @@ class ReplicaWatch:
         if self._adds_up:
             if self.detector.poised:
                 return SHORT_NAP_S
-            return NAP_S
+            # What it adds up goes by what steps of so many tokens take; how near an alert is goes by all that
+            # is known of each. So the last part of the way is looked at closely: some 2 % of steps.
+            return WARY_NAP_S if self.detector.tension > TENSE else NAP_S
         if self.detector.incident_open:
             # After a page there is nothing more urgent to tell than a long stall, and that wakes us.
             return VAGUE_NAP_S if self.detector.paging else SHORT_NAP_S
