@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cache
 from typing import Any
 
@@ -92,13 +93,16 @@ def print_host(host: dict[str, Any]) -> None:
             words.append(f"memory limit {facts['group_memory_limit_bytes'] / 2**30:.1f} GiB")
         if words:
             print(f"  process {pid}: {', '.join(words)}")
+        uses: Counter[tuple[str, str]] = Counter()
         for library in facts["runtimes"] or ():
             costs = sorted({f["probe_ns"] for f in library["functions"] if f["probe_ns"] is not None})
             price = f", {'-'.join(map(str, costs[:1] + costs[1:][-1:]))} ns a probed call" if costs else ""
             told = f"{len(library['functions'])} functions to probe{price}"
-            print(f"  process {pid} uses {library['name']} {library['version'] or ''}".rstrip() + f": {told}")
             if library["note"]:
-                print(f"  note: {library['note']}")
+                told += f" ({library['note']})"
+            uses[f"{library['name']} {library['version'] or ''}".rstrip(), told] += 1
+        for (name, told), copies in uses.items():
+            print(f"  process {pid} uses {name}{f', {copies} copies' if copies > 1 else ''}: {told}")
 
 
 def _state(reading: dict[str, Any] | None) -> str:
