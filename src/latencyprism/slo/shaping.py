@@ -17,7 +17,8 @@ SLOWEST_PROMPTS = 0.35
 """Prompts keep at least this part of the tokens a second that whole chunks would give them."""
 WORTH = 0.95
 """A knob is not touched for less: steps must be expected to take at most this part of what they take now."""
-CHANGE, LOWER_NS, RAISE_NS = 0.25, 1_000_000_000, 5_000_000_000
+CHANGE, LOWER_NS, RAISE_NS = 0.25, 1_000_000_000, 20_000_000_000
+"""Long prompts come in bursts: a limit that is raised between two of them meets the second too high."""
 CALM_NS = 60_000_000_000
 GRAIN = 8
 LATE_STEPS, LATE_MOST = 20.0, 0.7
