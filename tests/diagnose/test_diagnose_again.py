@@ -79,6 +79,12 @@ def test_steps_that_were_late_before_the_alert_says_so_are_no_reference(cause):
     assert abs(one.meta["begun_ns"] - begun_ns) < 600_000_000
 
 
+def test_what_a_file_says_of_the_beginning_is_not_believed():
+    one, other = capture(), capture()
+    other.meta["begun_ns"] = "soon"
+    assert finish(other).verdict.to_dict() == finish(one).verdict.to_dict()
+
+
 def test_an_early_verdict_that_fails_says_nothing():
     def broken():
         raise ValueError("no records")

@@ -18,11 +18,11 @@ def finish(capture: Capture) -> Capture:
     onset_ns, alert_ns = capture.meta.get("onset_ns"), capture.meta.get("alert_ns")
     if not isinstance(onset_ns, int):
         return capture
+    at_ns = onset_ns
     if capture.expected_ms is not None and isinstance(alert_ns, int):
-        capture.meta["begun_ns"] = begun_ns(capture.steps, capture.expected_ms, onset_ns, alert_ns)
-    at_ns, seen = int(capture.meta.get("begun_ns", onset_ns)), undisturbed(capture)
-    _, suspect = split(seen, at_ns)
-    reference, _ = split(seen, at_ns - _apart_ns(seen, at_ns))
+        at_ns = capture.meta["begun_ns"] = begun_ns(capture.steps, capture.expected_ms, onset_ns, alert_ns)
+    before, suspect = split(undisturbed(capture), at_ns)
+    reference, _ = split(before, at_ns - _apart_ns(before, at_ns))
     roles = {int(pid): str(role) for pid, role in dict(capture.meta.get("roles", {})).items()}
     missing = [str(text) for text in capture.meta.get("not_available", [])]
     capture.verdict = localise(reference, suspect, roles=roles, not_available=missing)
@@ -31,11 +31,10 @@ def finish(capture: Capture) -> Capture:
     return capture
 
 
-def _apart_ns(seen: Window, at_ns: int) -> int:
+def _apart_ns(before: Window, at_ns: int) -> int:
     """What is left out before the beginning, which is not known to the step: one stretch with a little of the
     fault in it, and that is taken for what stretches do by themselves."""
-    begun_ns = min((step.start_ns for step in seen.steps), default=at_ns)
-    length_ns = at_ns - begun_ns
+    length_ns = at_ns - min((step.start_ns for step in before.steps), default=at_ns)
     return min(APART_NS, int(APART_SHARE * length_ns)) if length_ns >= SHORT_NS else 0
 
 
